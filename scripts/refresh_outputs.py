@@ -1,0 +1,37 @@
+"""Run notebooks by nbdev's own rules and store what their cells show: refresh_outputs.py NOTEBOOK..."""
+
+import os
+import sys
+from pathlib import Path
+
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+from nbdev.clean import process_write
+from nbdev.config import get_config
+from nbdev.process import NBProcessor
+
+
+def refresh(path: Path) -> None:
+    """Execute one notebook in its folder, skipping cells that carry a flag of `tst_flags`, and save its outputs."""
+    flags = set(get_config().tst_flags.split())
+    directives = [getattr(cell, "directives_", {}) for cell in NBProcessor(path, process=True).nb.cells]
+    notebook = read_nb(path)
+    skip = {cell.idx_ for cell, found in zip(notebook.cells, directives, strict=True) if flags & found.keys()}
+    shell = CaptureShell(path)
+    before = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        shell.run_all(notebook, exc_stop=True, preproc=lambda cell: cell.cell_type != "code" or cell.idx_ in skip)
+    except Exception:
+        sys.exit(shell.prettytb(fname=path))
+    finally:
+        os.chdir(before)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # progress goes to stderr and would change from run to run
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    write_nb(notebook, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        refresh(Path(name).resolve())
