@@ -66,7 +66,7 @@ def _roi_align_bag(
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     rows, weights = _rows_and_weights(shapes, len(features[0]), rois, level, bins, samples, aligned)
     bags = F.embedding_bag(rows, table, per_sample_weights=weights.to(table.dtype), mode="sum")
-    return bags.view(len(rois), bins, bins, -1).permute(0, 3, 1, 2)
+    return bags.view(len(rois), bins, bins, table.shape[1]).permute(0, 3, 1, 2)
 
 # %% ../nbs/07_pooling.ipynb #abfe572b
 def _roi_align_levels(
