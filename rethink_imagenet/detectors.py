@@ -52,8 +52,8 @@ class DetectorConfig:
 
 
 SMALL = DetectorConfig(
-    num_classes=8, backbone="resnet10_025", channels=48, hidden=128, anchor_scale=4, canonical=64,
-    rpn_number=64, pre_nms=(200, 200), post_nms=100, box_number=32,
+    num_classes=8, backbone="resnet10_025", channels=32, hidden=128, anchor_scale=4, canonical=64,
+    rpn_number=64, pre_nms=(100, 100), post_nms=50, box_number=24,
 )  # fmt: skip
 
 # %% ../nbs/10_detectors.ipynb #20ed2035
@@ -145,8 +145,8 @@ class Detector(nn.Module):
             positive = [box[: len(which)] for box, which in zip(boxes, objects, strict=True)]
             parts = zip(targets, positive, objects, strict=True)
             drawn = torch.cat([mask_targets(target["polygons"], box, which) for target, box, which in parts])
-            masks = self.mask_head(self.regions(pyramid, _as_rois(positive), 14))
-            losses |= mask_loss(masks, drawn, torch.cat(labels)[torch.cat(labels) > 0])
+            classes = torch.cat([label[: len(which)] for label, which in zip(labels, objects, strict=True)])
+            losses |= mask_loss(self.mask_head(self.regions(pyramid, _as_rois(positive), 14), classes), drawn)
         return losses
 
     @torch.no_grad()
@@ -161,9 +161,8 @@ class Detector(nn.Module):
         found = read_boxes(*self.box_head(self.regions(pyramid, rois, 7)), rois, sizes)
         if self.mask_head is not None:
             rois, labels = _as_rois([d["boxes"] for d in found]), torch.cat([d["labels"] for d in found])
-            masks = self.mask_head(self.regions(pyramid, rois, 14)).float().sigmoid()
-            own = masks[torch.arange(len(labels), device=labels.device), labels]
-            for detections, part in zip(found, own.split([len(d["boxes"]) for d in found]), strict=True):
+            masks = self.mask_head(self.regions(pyramid, rois, 14), labels).float().sigmoid()
+            for detections, part in zip(found, masks.split([len(d["boxes"]) for d in found]), strict=True):
                 detections["masks"] = part
         return found
 

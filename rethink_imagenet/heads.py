@@ -119,7 +119,7 @@ def read_boxes(
 
 # %% ../nbs/08_heads.ipynb #534ee11e
 class MaskHead(nn.Module):
-    "Masks of 28x28 logits, one per class (Detectron's mask_rcnn_fcn_head_v1up4convs_gn)"
+    "A mask of 28x28 logits for the class of each region (Detectron's mask_rcnn_fcn_head_v1up4convs_gn)"
 
     def __init__(
         self,
@@ -138,8 +138,13 @@ class MaskHead(nn.Module):
     def forward(
         self,
         features: Tensor,  # [R, C, 14, 14]
-    ) -> Tensor:  # [R, K + 1, 28, 28] logits
-        return self.masks(F.relu(self.up(self.convs(features))))
+        labels: Tensor,  # [R], the class whose mask is wanted
+    ) -> Tensor:  # [R, 28, 28] logits
+        hidden = F.relu(self.up(self.convs(features)))
+        weight, bias = self.masks.weight[labels].flatten(1), self.masks.bias[labels]
+        pixels = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        masks = torch.bmm(pixels, weight[:, :, None]) + bias[:, None, None]
+        return masks.view(-1, *hidden.shape[-2:])
 
 # %% ../nbs/08_heads.ipynb #b997a2c9
 def mask_target(
@@ -168,15 +173,13 @@ def mask_targets(
 
 # %% ../nbs/08_heads.ipynb #a891c74d
 def mask_loss(
-    logits: Tensor,  # [F, K + 1, 28, 28] of positive proposals
+    logits: Tensor,  # [F, 28, 28], the true class' masks of positive proposals
     targets: Tensor,  # [F, 28, 28], 0 or 1
-    labels: Tensor,  # [F]
 ) -> dict[str, Tensor]:  # scalar
     "The loss of the mask head (Mask R-CNN, Sec. 3)"
-    if not len(labels):
+    if not len(logits):
         return {"loss_mask": logits.sum() * 0}
-    own = logits[torch.arange(len(labels), device=logits.device), labels]
-    return {"loss_mask": F.binary_cross_entropy_with_logits(own, targets.to(own.dtype))}
+    return {"loss_mask": F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))}
 
 # %% ../nbs/08_heads.ipynb #7e1bc3ab
 def paste_mask(

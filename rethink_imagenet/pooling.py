@@ -7,6 +7,7 @@ __all__ = ['level_of', 'roi_align_pyramid']
 
 # %% ../nbs/07_pooling.ipynb #7ffb276d
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,25 @@ def _axis(start: Tensor, length: Tensor, limit: Tensor, bins: int, samples: int)
     return pixels.unflatten(1, (bins, samples)).flatten(2), weights.unflatten(1, (bins, samples)).flatten(2)
 
 # %% ../nbs/07_pooling.ipynb #3ab5bd8d
+class _WeightedRows(torch.autograd.Function):
+    "Weighted sums of rows of a table, and the transposed sums as their gradient"
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        ctx.length = len(table)
+        return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        rows, weights = ctx.saved_tensors
+        order = torch.argsort(rows.flatten(), stable=True)
+        counts = torch.bincount(rows.flatten(), minlength=ctx.length)
+        starts = (counts.cumsum(0) - counts).int()
+        bins, weights = (order // rows.shape[1]).int(), weights.flatten()[order]
+        return F.embedding_bag(bins, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
+
+# %% ../nbs/07_pooling.ipynb #0979e526
 def _rows_and_weights(
     shapes: list[tuple[int, int]], images: int, rois: Tensor, level: Tensor, bins: int, samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +75,7 @@ def _rows_and_weights(
     start = origin[:, None, None] + lines * width[:, None, None]
     rows = start[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = down[:, :, None, :, None] * across[:, None, :, None, :]
-    return rows.flatten(3).flatten(0, 2), weights.flatten(3).flatten(0, 2)
+    return rows.flatten(3).flatten(0, 2).int(), weights.flatten(3).flatten(0, 2)
 
 
 def _roi_align_bag(
@@ -65,7 +85,7 @@ def _roi_align_bag(
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
     shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
     rows, weights = _rows_and_weights(shapes, len(features[0]), rois, level, bins, samples, aligned)
-    bags = F.embedding_bag(rows, table, per_sample_weights=weights.to(table.dtype), mode="sum")
+    bags = _WeightedRows.apply(table, rows, weights.to(table.dtype))
     return bags.view(len(rois), bins, bins, table.shape[1]).permute(0, 3, 1, 2)
 
 # %% ../nbs/07_pooling.ipynb #abfe572b
