@@ -194,11 +194,10 @@ def evaluate_voc(
 def evaluate(
     dataset: Dataset,
     detections: list[dict[str, Any]],  # in COCO's results format
+    masks: bool,  # whether masks were detected
 ) -> dict[str, Any]:  # box and, with masks, mask: COCO's figures; voc: VOC's mAP, for data that were read as VOC
     "All figures of a data set's kind, in percent"
-    kinds = (
-        ["box", "mask"] if dataset.polygons is not None and any("segmentation" in d for d in detections) else ["box"]
-    )
+    kinds = ["box", "mask"] if masks else ["box"]
     figures: dict[str, Any] = evaluate_coco(dataset.ground_truth, detections, kinds, dataset.image_ids.tolist())
     if isinstance(dataset.ground_truth, dict):
         figures["voc"] = evaluate_voc(dataset.ground_truth, detections)

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['parameter_groups', 'optimizer_of', 'set_rate', 'Diverged', 'step', 'write_atomically', 'save_checkpoint',
            'read_tensors', 'load_state', 'RunLog', 'read_log', 'Progress', 'Pace', 'seed_everything',
-           'newest_checkpoint', 'restore', 'train']
+           'newest_checkpoint', 'restore', 'train', 'branch_off']
 
 # %% ../nbs/12_training.ipynb #f8c8e56e
 import json
 import math
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from .data import InputError
 from .schedules import Schedule
-from .transforms import Target, TrainingSamples, training_batches
+from .transforms import Target, training_batches
 
 # %% ../nbs/12_training.ipynb #c724e6f9
 def parameter_groups(
@@ -108,13 +110,17 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     about: dict[str, Any],  # what the run is, to be recognized by
+    keep: bool = False,  # for good, in branches/ as well
 ) -> Path:
-    "Write checkpoints/ITERATION.pt and keep the two newest"
+    "Write checkpoints/ITERATION.pt, and leave the two newest there"
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     state = {"iteration": iteration, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "about": about}
     path = checkpoints / f"{iteration:08d}.pt"
     write_atomically(path, lambda partial: torch.save(state, partial))
+    if keep:
+        (folder / "branches").mkdir(exist_ok=True)
+        write_atomically(folder / "branches" / path.name, lambda partial: shutil.copyfile(path, partial))
     for old in sorted(checkpoints.glob("*.pt"))[:-2]:
         old.unlink()
     return path
@@ -226,6 +232,7 @@ class Pace:
     log_every: int = 20  # iterations
     evaluate_every: int = 5000  # iterations
     save_every: int = 2500  # iterations
+    branches: tuple[int, ...] = ()  # after these iterations a checkpoint is kept for other schedules to go on from
 
     def due(self, done: int, every: int) -> bool:
         "Whether something that happens every so many iterations, and at the end, happens now"
@@ -290,8 +297,8 @@ def restore(
 
 # %% ../nbs/12_training.ipynb #81702a10
 def train(
-    model: nn.Module,  # a detector, on its device
-    samples: TrainingSamples,
+    model: nn.Module,  # a detector, or whatever gives a dict of losses, on its device
+    samples: TorchDataset,  # image and target of sample 0, 1, ...
     pace: Pace,
     folder: Path,  # of the run: log.jsonl and checkpoints/
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,  # its figures go into the log
@@ -315,8 +322,23 @@ def train(
             losses.clear()
         if evaluate and pace.due(done, pace.evaluate_every):
             log.add({"iteration": done, "seconds": seconds, "evaluation": evaluate(model.eval())})
-        if pace.due(done, pace.save_every):
-            newest = save_checkpoint(folder, done, model, optimizer, about)
+        if pace.due(done, pace.save_every) or done in pace.branches:
+            newest = save_checkpoint(folder, done, model, optimizer, about, keep=done in pace.branches)
         mark = time.perf_counter()
     progress.close()
     return log.lines
+
+# %% ../nbs/12_training.ipynb #49f3cd88
+def branch_off(
+    trunk: Path,  # folder of the longer run
+    iteration: int,  # one of its pace's `branches`
+    folder: Path,  # of the shorter run, to be continued by `train`
+) -> None:
+    "Start a run from what another has done up to an iteration. Raises InputError"
+    name = f"{iteration:08d}.pt"
+    if not (trunk / "branches" / name).is_file():
+        raise InputError(f"{trunk / 'branches' / name}: no such checkpoint to branch off from")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(trunk / "log.jsonl", folder / "log.jsonl")
+    RunLog(folder, start=iteration)
+    write_atomically(folder / "checkpoints" / name, lambda partial: shutil.copyfile(trunk / "branches" / name, partial))

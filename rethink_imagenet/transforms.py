@@ -183,7 +183,7 @@ def _batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
 
 # %% ../nbs/02_transforms.ipynb #1cc784b9
 def training_batches(
-    samples: TrainingSamples,
+    samples: TorchDataset,  # image and target of sample 0, 1, ..., such as `TrainingSamples`
     batch: int,  # images an iteration
     start: int,  # first iteration
     stop: int,  # iteration to stop before
