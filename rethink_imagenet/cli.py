@@ -175,7 +175,7 @@ def rethink_compare(
     long: int = 0,  # largest longer side of the images in pixels
     weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
     crops: str = "",  # folder of class folders to pre-train on; by default embedded crops
-    epochs: float = 8.0,  # of pre-training, where it happens here
+    epochs: float = 6.0,  # of pre-training, where it happens here
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto, cpu or cuda

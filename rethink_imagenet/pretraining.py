@@ -160,8 +160,7 @@ def pretrain(
     seed_everything(seed)
     model = Classifier(len(samples.classes), backbone, norm).to(device)
     iterations = max(1, round(epochs * len(samples) / batch))
-    drops = tuple(round(iterations * share) for share in (0.3, 0.6, 0.9))
-    schedule = Schedule(iterations, drops, rate * batch / 256, warmup=min(500, iterations // 10))
+    schedule = Schedule.times(1, iterations, rate * batch / 256)
     pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = {"backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "side": side, "seed": seed}

@@ -145,7 +145,7 @@ def draw_object(
     rng: np.random.Generator,  # source of the draws
     side: int,  # of the square picture in pixels
     shapes: dict[str, np.ndarray] = SCENE_SHAPES,  # the classes to choose from
-    radii: tuple[float, float] = (0.09, 0.27),  # smallest and largest, as fractions of the side
+    radii: tuple[float, float] = (0.11, 0.27),  # smallest and largest, as fractions of the side
 ) -> Instance:
     "One shape somewhere in the picture"
     category = str(rng.choice(list(shapes)))
@@ -186,7 +186,7 @@ def draw_scene(
 ) -> tuple[np.ndarray, list[Instance]]:  # [side, side, 3] uint8 RGB and its instances, back to front
     "Image `index` of the data set `seed`"
     rng = np.random.default_rng([seed, index])
-    picture = texture(rng, side, contrast=0.7)
+    picture = texture(rng, side, contrast=0.5)
     candidates = [draw_object(rng, side) for _ in range(rng.integers(1, 6))]
     if rng.random() < 0.1:
         candidates.insert(0, draw_crowd(rng, side))
@@ -198,8 +198,8 @@ def draw_scene(
         for old, rest in zip(instances, covered, strict=True):
             old.visible = rest
         instances.append(new)
-        picture = np.where(new.visible[..., None], texture(rng, side, contrast=0.4), picture)
-    noisy = picture + rng.normal(0, 10, picture.shape)
+        picture = np.where(new.visible[..., None], texture(rng, side, contrast=0.2), picture)
+    noisy = picture + rng.normal(0, 6, picture.shape)
     return noisy.round().clip(0, 255).astype(np.uint8), instances
 
 # %% ../nbs/00_scenes.ipynb #7bc96db0
@@ -211,8 +211,8 @@ def draw_crop(
     "Crop `index` of the data set `seed`: one shape of `CROP_SHAPES`"
     rng = np.random.default_rng([seed, index, side])
     instance = draw_object(rng, side, CROP_SHAPES, radii=(0.25, 0.44))
-    ground, fill = texture(rng, side, contrast=0.7), texture(rng, side, contrast=0.4)
-    picture = np.where(instance.visible[..., None], fill, ground) + rng.normal(0, 10, ground.shape)
+    ground, fill = texture(rng, side, contrast=0.5), texture(rng, side, contrast=0.2)
+    picture = np.where(instance.visible[..., None], fill, ground) + rng.normal(0, 6, ground.shape)
     return picture.round().clip(0, 255).astype(np.uint8), instance.category
 
 # %% ../nbs/00_scenes.ipynb #1c29b196

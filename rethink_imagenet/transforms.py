@@ -171,17 +171,39 @@ class TrainingSamples(TorchDataset):
             image, target = flip(image, target, self.dataset.keypoint_names)
         return image, target | {"seed": int(rng.integers(2**63))}
 
-# %% ../nbs/02_transforms.ipynb #fe920abb
+# %% ../nbs/02_transforms.ipynb #1cc784b9
+def _packed(sample: Any) -> Any:
+    "A sample with its small tensors as arrays"
+    if isinstance(sample, Tensor):
+        return sample.numpy() if sample.numel() < 2**18 else sample
+    if isinstance(sample, dict):
+        return {key: _packed(value) for key, value in sample.items()}
+    return tuple(map(_packed, sample)) if isinstance(sample, tuple) else sample
+
+
+def _unpacked(sample: Any) -> Any:
+    "A sample with its arrays as tensors again"
+    if isinstance(sample, np.ndarray):
+        return torch.from_numpy(sample)
+    if isinstance(sample, dict):
+        return {key: _unpacked(value) for key, value in sample.items()}
+    return tuple(map(_unpacked, sample)) if isinstance(sample, tuple) else sample
+
+
+def _packed_batch(batch: list[Any]) -> list[Any]:
+    return [_packed(sample) for sample in batch]
+
+
 def _batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
     "Images and targets of each batch; raises the InputError that a worker met"
     for batch in loader:
         for sample in batch:
             if isinstance(sample, InputError):
                 raise sample
-        images, targets = zip(*batch, strict=True)
+        images, targets = zip(*map(_unpacked, batch), strict=True)
         yield list(images), list(targets)
 
-# %% ../nbs/02_transforms.ipynb #1cc784b9
+# %% ../nbs/02_transforms.ipynb #865d0da1
 def training_batches(
     samples: TorchDataset,  # image and target of sample 0, 1, ..., such as `TrainingSamples`
     batch: int,  # images an iteration
@@ -191,7 +213,7 @@ def training_batches(
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     "The batches of iterations start, ..., stop - 1. Raises InputError where an image does not open"
     positions = [range(t * batch, (t + 1) * batch) for t in range(start, stop)]
-    return _batches(DataLoader(samples, batch_sampler=positions, collate_fn=list, num_workers=workers))
+    return _batches(DataLoader(samples, batch_sampler=positions, collate_fn=_packed_batch, num_workers=workers))
 
 # %% ../nbs/02_transforms.ipynb #fddeee13
 class EvaluationSamples(TorchDataset):
@@ -221,7 +243,7 @@ def evaluation_batches(
     workers: int = 2,  # processes that decode; 0 for none
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     "All images in order. Raises InputError where one does not open"
-    return _batches(DataLoader(samples, batch_size=batch, collate_fn=list, num_workers=workers))
+    return _batches(DataLoader(samples, batch_size=batch, collate_fn=_packed_batch, num_workers=workers))
 
 # %% ../nbs/02_transforms.ipynb #4df49e4a
 DETECTRON_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)  # red, green, blue

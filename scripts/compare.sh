@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The main job: does pre-training help? On the embedded scenes, or on your own data with --data.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+exec rethink_compare "$@"

@@ -1,0 +1,34 @@
+"""Write README.md from nbs/index.ipynb: its prose, its code, and what the code prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def printed(cell: dict[str, Any]) -> str:
+    """The text that a code cell has put out, as an indented block."""
+    parts = []
+    for output in cell["outputs"]:
+        text = output.get("text") or output.get("data", {}).get("text/plain", [])
+        parts.append("".join(text))
+    text = "".join(parts).rstrip()
+    return "\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) if text else ""
+
+
+def as_markdown(notebook: dict[str, Any]) -> str:
+    """The cells of a notebook, one after the other, without those that are only directives."""
+    blocks = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            blocks.append(source)
+        elif any(line and not line.startswith("#|") for line in source.splitlines()):
+            blocks.append(f"```python\n{source}\n```{printed(cell)}")
+    return "\n\n".join(blocks) + "\n"
+
+
+if __name__ == "__main__":
+    notebook = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
+    (ROOT / "README.md").write_text(as_markdown(notebook), encoding="utf-8")

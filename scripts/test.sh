@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# All tests: notebooks clean and exported, README made from its notebook, lint and types, notebooks run, pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+before=$(git status --porcelain 2>/dev/null || true)
+nbdev_clean
+find rethink_imagenet -name '*.py' ! -name '__init__.py' -delete
+nbdev_export
+python scripts/make_readme.py
+if [ "$(git status --porcelain 2>/dev/null || true)" != "$before" ]; then
+    git status --porcelain >&2
+    git diff --stat >&2
+    echo "not in step: notebooks not clean, the library not what they export, or README.md not index.ipynb" >&2
+    exit 1
+fi
+ruff check .
+ruff format --check .
+mypy
+OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+pytest "$@"

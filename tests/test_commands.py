@@ -1,0 +1,181 @@
+"""The commands as a user types them: what they write, what they refuse, and that nothing is lost."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from rethink_imagenet.backbones import Body
+from rethink_imagenet.data import InputError, read_coco
+from rethink_imagenet.scenes import write_scenes
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    return write_scenes(tmp_path / "scenes", train=10, val=4)
+
+
+def annotations(scenes: Path, split: str = "train") -> Path:
+    return scenes / "annotations" / f"instances_{split}.json"
+
+
+def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scenes: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "body.pth"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedules", "2,3", "--unit", 3, "--batch", 2]
+    done = command("rethink_compare", *words, "--weights", weights, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert "chance is not ruled out" in done.stdout and "random initialization" in done.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert [(r["arm"], r["schedule"]) for r in results["runs"]] == [
+        ("scratch", 2.0), ("scratch", 3.0), ("pretrained", 2.0), ("pretrained", 3.0)
+    ]  # fmt: skip
+    assert {"runs", "verdict", "pretraining", "versions", "command"} <= results.keys()
+    assert results["verdict"]["statement"] in (out / "report.html").read_text()
+    with Image.open(out / "curves.png") as picture:
+        assert picture.width >= 600
+
+    again = command("rethink_compare", *words, "--weights", weights, "--out", "out")
+    assert again.returncode == 2 and "is not empty; --resume" in again.stderr
+    (out / "pretrained-2x" / "results.json").unlink()
+    resumed = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
+    other = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--seed", 3)
+    assert other.returncode == 2 and "holds results with other settings (plan)" in other.stderr
+
+
+def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None:
+    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedule", 2, "--unit", 3, "--batch", 2]
+    done = command("rethink_train", *words, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "out" / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["iteration"] == 6 and "box" in log[-1]["evaluation"]
+    detections = tmp_path / "out" / "run" / "detections.json"
+    measured = command("rethink_eval", annotations(scenes, "val"), detections, "--kinds", "box,mask", "--voc")
+    assert measured.returncode == 0, measured.stderr
+    box = json.loads((tmp_path / "out" / "run" / "results.json").read_text())["box"]
+    assert f"ap {box['ap']:.2f}" in measured.stdout and "VOC mAP" in measured.stdout
+
+
+def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path) -> None:
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (40, 30), colour).save(tmp_path / "classes" / name / f"{i}.png")
+    words = ["--data", "classes", "--epochs", 4, "--batch", 6, "--side", 32, "--out", "out"]
+    done = command("rethink_pretrain", *words)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "run" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["rethink_compare", "rethink_train", "rethink_pretrain", "rethink_eval", "rethink_data"])
+def test_help_has_examples(command: Command, name: str) -> None:
+    done = command(name, "--help")
+    assert done.returncode == 0 and done.stdout.count(name) >= 2
+
+
+def first(content: dict[str, Any], table: str, **fields: object) -> None:
+    content[table][0].update(fields)
+
+
+FAULTS: dict[str, tuple[Change, str]] = {
+    "no images": (lambda c: c.update(images=[]), "lists no images"),
+    "no annotations": (lambda c: c.update(annotations=[]), "has no object to train on"),
+    "no categories": (lambda c: c.update(categories=[]), "lists no categories"),
+    "not COCO": (lambda c: c.pop("annotations"), "not COCO's format"),
+    "unknown image": (lambda c: first(c, "annotations", image_id=777), "refers to image 777"),
+    "unknown category": (lambda c: first(c, "annotations", category_id=777), "refers to category 777"),
+    "image twice": (lambda c: c["images"].append(c["images"][0]), "image number 10 (id 1) stands twice"),
+    "annotation twice": (lambda c: c["annotations"].append(c["annotations"][0]), "(id 1) stands twice"),
+    "category twice": (lambda c: c["categories"].append(c["categories"][0]), "category number 8 stands twice"),
+    "no bbox": (lambda c: c["annotations"][0].pop("bbox"), 'annotation number 0 (id 1) has no valid "bbox"'),
+    "bbox of words": (lambda c: first(c, "annotations", bbox=["a", 1, 2, 3]), "not four numbers"),
+    "two points": (lambda c: first(c, "annotations", segmentation=[[1, 2, 3, 4]]), "three points or more"),
+    "odd polygon": (lambda c: first(c, "annotations", segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "three points or more"),
+    "no polygon": (lambda c: first(c, "annotations", segmentation=[], iscrowd=0), "has no segmentation"),
+    "RLE of another size": (
+        lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [9, 9], "counts": [81]}), "its mask has size"
+    ),
+    "RLE too long": (
+        lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [96, 96], "counts": [9999, 9999]}),
+        "cannot be decoded",
+    ),
+    "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
+    "file elsewhere": (lambda c: first(c, "images", file_name="../val/000000.png"), "leaves the folder"),
+    "no size": (lambda c: c["images"][0].pop("width"), 'image number 0 (id 1) has no valid "width"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named(scenes: Path, fault: str) -> None:
+    change, message = FAULTS[fault]
+    path = annotations(scenes)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        read_coco(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_degenerate_boxes_are_counted_and_strict_refuses_them(scenes: Path) -> None:
+    path = annotations(scenes)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["images"].append(content["images"][0] | {"id": 99})
+    path.write_text(json.dumps(content))
+    assert read_coco(path).left_out == {"boxes without area": 1, "images without objects": 1}
+    with pytest.raises(InputError, match="1 boxes without area, 1 images without objects"):
+        read_coco(path, strict=True)
+
+
+def test_gaps_between_category_ids_are_normal(scenes: Path) -> None:
+    path = annotations(scenes)
+    content = json.loads(path.read_text())
+    for record in content["categories"]:
+        record["id"] *= 11
+    for record in content["annotations"]:
+        record["category_id"] *= 11
+    path.write_text(json.dumps(content))
+    assert read_coco(path).category_ids == tuple(range(11, 89, 11))
+
+
+def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, tmp_path: Path) -> None:
+    def fails(*words: object) -> str:
+        done = command(*map(str, words))
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "nowhere: no such folder" in fails("rethink_compare", "--data", "nowhere")
+    (tmp_path / "text.json").write_text("no json")
+    broken = ["--train", "text.json", "--val", annotations(scenes, "val")]
+    assert "text.json: not a json file" in fails("rethink_train", *broken)
+    assert "nowhere.pt: no such file" in fails("rethink_train", "--data", scenes, "--model", "small", "--weights", "nowhere.pt")
+    assert 'no backbone "resnet1O"' in fails("rethink_train", "--backbone", "resnet1O")
+    torch.save(Body("resnet18").state_dict(), tmp_path / "other.pt")
+    other = ["--data", scenes, "--model", "small", "--weights", "other.pt"]
+    assert "weights of another model" in fails("rethink_train", *other)
+    (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
+    assert "evil.pt: not a file of tensors" in fails("rethink_train", *other[:-1], "evil.pt")
+    assert not (tmp_path / "evil").exists()
+    (tmp_path / "text").write_text("[]")
+    assert "text: not COCO's format" in fails("rethink_eval", "text", "text")
+    assert not (tmp_path / "runs").exists()
+    (scenes / "train" / "000003.png").write_bytes(b"no image")
+    train = ["--data", scenes, "--model", "small", "--short", 96, "--unit", 9, "--batch", 4, "--out", "out"]
+    assert "000003.png: cannot be read as an image" in fails("rethink_train", *train)
+    shutil.copy(scenes / "train" / "000004.png", tmp_path / "out" / "precious")
+    assert "is not empty" in fails("rethink_train", *train)
+    assert (tmp_path / "out" / "precious").is_file()

@@ -1,0 +1,76 @@
+"""Rules of the house: what a notebook may import, how long a definition may be, what the repository may hold."""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+MODULES = sorted(path.stem for path in (ROOT / "rethink_imagenet").glob("[a-z]*.py"))
+
+
+def code_of(notebook: Path) -> list[str]:
+    """The source of each code cell."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def number_of_module() -> dict[str, str]:
+    """For each module the number of the notebook that exports it."""
+    numbers = {}
+    for notebook in NOTEBOOKS:
+        for source in code_of(notebook):
+            if found := re.search(r"#\| default_exp (\w+)", source):
+                numbers[found[1]] = notebook.name[:2]
+    return numbers
+
+
+def test_each_module_has_its_notebook() -> None:
+    assert sorted(number_of_module()) == MODULES
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_imports_only_earlier_ones(notebook: Path) -> None:
+    numbers = number_of_module()
+    for source in code_of(notebook):
+        for module in re.findall(r"^\s*from rethink_imagenet\.(\w+) import", source, flags=re.MULTILINE):
+            assert numbers[module] < notebook.name[:2], f"{notebook.name} imports {module}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports(module: str) -> None:
+    importlib.import_module(f"rethink_imagenet.{module}")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_definitions_are_short_and_told(module: str) -> None:
+    """A function has at most 45 lines with its annotated arguments, and what is public says what it is."""
+    tree = ast.parse((ROOT / "rethink_imagenet" / f"{module}.py").read_text(encoding="utf-8"))
+    commands = {"rethink_compare", "rethink_train", "rethink_pretrain", "rethink_eval", "rethink_data"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.name not in commands:
+            assert node.end_lineno - node.lineno < 45, f"{module}.{node.name} is too long"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+
+
+def test_import_is_quiet() -> None:
+    code = "import rethink_imagenet.cli"
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_repository_holds_no_large_files() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.fail("not a git checkout")
+    for name in listed.stdout.split("\0"):
+        if name:
+            assert (ROOT / name).stat().st_size < 400_000, f"{name} is large"
