@@ -42,7 +42,7 @@ def _unit(outlines: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # %% ../nbs/00_scenes.ipynb #6f9afb2e
 SCENE_SHAPES: dict[str, np.ndarray] = _unit({
     "disk": _polar([1.0] * 24),
-    "square": _polar([1.0] * 4),
+    "square": _polar([1.0] * 4, start=-45),
     "triangle": _polar([1.0] * 3),
     "star": _polar([1.0, 0.42] * 5),
     "cross": np.array(
@@ -151,7 +151,7 @@ def draw_object(
     category = str(rng.choice(list(shapes)))
     radius = side * rng.uniform(*radii)
     centre = rng.uniform(radius + 1, side - radius - 1, 2)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(-np.pi / 6, np.pi / 6)
     polygon = place(shapes[category], centre, radius, angle).clip(0, side)
     visible = rasterize(polygon, side, side)
     parts = np.array(list(KEYPOINTS.values())) if category == "arrow" else np.zeros((0, 2))
@@ -174,7 +174,7 @@ def draw_crowd(
     middle = rng.uniform(1.5 * spread, side - 1.5 * spread, 2)
     region = np.zeros((side, side), bool)
     for offset in rng.uniform(-spread, spread, (8, 2)):
-        polygon = place(SCENE_SHAPES[category], middle + offset, 0.05 * side, rng.uniform(0, 2 * np.pi))
+        polygon = place(SCENE_SHAPES[category], middle + offset, 0.05 * side, rng.uniform(-np.pi / 6, np.pi / 6))
         region |= rasterize(polygon, side, side)
     return Instance(category, np.zeros((0, 2)), region, int(region.sum()), crowd=True)
 
