@@ -152,7 +152,7 @@ def draw_object(
     radius = side * rng.uniform(*radii)
     centre = rng.uniform(radius + 1, side - radius - 1, 2)
     angle = rng.uniform(-np.pi / 6, np.pi / 6)
-    polygon = place(shapes[category], centre, radius, angle).clip(0, side)
+    polygon = place(shapes[category], centre, radius, angle).clip(0, side).round(2)
     visible = rasterize(polygon, side, side)
     parts = np.array(list(KEYPOINTS.values())) if category == "arrow" else np.zeros((0, 2))
     return Instance(
@@ -246,7 +246,7 @@ def coco_annotation(
         "bbox": coco_mask.toBbox(encoded).tolist(),
         "area": float(coco_mask.area(encoded)),
         "iscrowd": int(instance.crowd),
-        "segmentation": [instance.polygon.round(2).ravel().tolist()] if instance.whole else encoded,
+        "segmentation": [instance.polygon.ravel().tolist()] if instance.whole else encoded,
         **_keypoint_triplets(instance),
     }
 
