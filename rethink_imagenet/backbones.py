@@ -8,9 +8,9 @@ __all__ = ['xavier_fill', 'msra_fill', 'gaussian_fill', 'Body', 'conv_norm', 'FP
 # %% ../nbs/04_backbones.ipynb #5648737d
 import math
 from collections.abc import Callable
+from typing import Any
 
 import timm
-import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,11 +53,21 @@ def gaussian_fill(
 def _resnet10_025(norm: Callable[..., nn.Module]) -> ResNet:
     "One basic block a stage, 16 to 128 channels"
     widths = (16, 32, 64, 128)
-    return ResNet(BasicBlock, (1, 1, 1, 1), channels=widths, stem_type="deep", stem_width=8, norm_layer=norm)
+    block: Any = BasicBlock
+    return ResNet(block, (1, 1, 1, 1), channels=widths, stem_type="deep", stem_width=8, norm_layer=norm)
 
 # %% ../nbs/04_backbones.ipynb #4d6e7c09
 class Body(nn.Module):
     "A residual network without its classifier: from images to feature maps at strides 4, 8, 16 and 32"
+
+    conv1: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(
         self,
@@ -66,6 +76,7 @@ class Body(nn.Module):
     ):
         super().__init__()
         layer = norm_layer(norm)
+        net: Any
 
         def timm_norm(channels: int, **_: object) -> nn.Module:  # newer timm adds a device and a type
             return layer(channels)

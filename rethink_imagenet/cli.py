@@ -70,7 +70,7 @@ def prepare_folder(
 
 # %% ../nbs/20_cli.ipynb #f4106a70
 PLANS = {
-    "demo": Plan(DEMO, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
+    "demo": Plan(DEMO, (2, 4, 6), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
     "small": Plan(SMALL, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(192, 192), long=320, evaluations=6),
     "paper": Plan(),
 }
@@ -89,7 +89,8 @@ def plan_of(
     "The plan of a size of model, with what was set otherwise. Raises InputError"
     if model not in PLANS:
         raise nearest(model, list(PLANS), "model")
-    plan, changed = PLANS[model], {key: value for key, value in settings.items() if value}
+    plan: Plan = PLANS[model]
+    changed: dict[str, Any] = {key: value for key, value in settings.items() if value}
     if any(value < 0 for value in changed.values()):
         raise InputError(
             f"settings must be positive: {', '.join(f'{key} {value:g}' for key, value in changed.items())}"
@@ -168,7 +169,7 @@ def rethink_compare(
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
     norm: str = "",  # gn or bn; by default gn
     schedules: str = "",  # lengths of training in multiples of 1x, such as 2,4,6
-    unit: int = 0,  # iterations of 1x; by default 150 for demo and small, 90000 for paper
+    unit: int = 0,  # iterations of 1x; by default 120 for demo, 150 for small, 90000 for paper
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels
@@ -226,7 +227,7 @@ def rethink_train(
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
     norm: str = "",  # gn or bn; by default gn
     schedule: float = 6.0,  # length of training in multiples of 1x
-    unit: int = 0,  # iterations of 1x; by default 150 for demo and small, 90000 for paper
+    unit: int = 0,  # iterations of 1x; by default 120 for demo, 150 for small, 90000 for paper
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels

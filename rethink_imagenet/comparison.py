@@ -7,7 +7,6 @@ __all__ = ['MARGIN', 'Plan', 'iterations_to_train', 'samples_seen', 'run_schedul
 
 # %% ../nbs/18_comparison.ipynb #072f9fdf
 import json
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -70,7 +69,8 @@ def samples_seen(
     "Images, instances and pixels seen in training (paper, Sec. 3.2)"
     used = select(dataset, trainable(dataset))
     middle = round(sum(short) / 2)
-    areas = [math.prod(resized_size(*size, middle, long)) for size in used.sizes.tolist()]
+    resized = [resized_size(height, width, middle, long) for height, width in used.sizes.tolist()]
+    areas = [height * width for height, width in resized]
     instances = count(used)["instances"] / len(used)
     return {"images": images, "instances": round(images * instances), "pixels": round(images * sum(areas) / len(areas))}
 

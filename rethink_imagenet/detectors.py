@@ -7,7 +7,7 @@ __all__ = ['SMALL', 'DEMO', 'DetectorConfig', 'Detector', 'build', 'mask_rcnn', 
 
 # %% ../nbs/10_detectors.ipynb #93bc84b4
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,15 +138,16 @@ class Detector(nn.Module):
         pyramid, sizes = self.features(images)
         proposals, losses = self.rpn(pyramid, sizes, targets, generators)
         number = self.config.box_number
-        sampled = [sample_proposals(*each, number, g) for *each, g in zip(proposals, targets, generators, strict=True)]
+        parts = zip(proposals, targets, generators, strict=True)
+        sampled = [sample_proposals(proposal, target, number, g) for proposal, target, g in parts]
         boxes, labels, objects = zip(*sampled, strict=True)
         wanted = torch.cat([target["boxes"][which] for target, which in zip(targets, objects, strict=True)])
         logits, codes = self.box_head(self.regions(pyramid, _as_rois(boxes), 7))
         losses |= box_losses(logits, codes, torch.cat(boxes), torch.cat(labels), wanted)
         if self.mask_head is not None:
             positive = [box[: len(which)] for box, which in zip(boxes, objects, strict=True)]
-            parts = zip(targets, positive, objects, strict=True)
-            drawn = torch.cat([mask_targets(target["polygons"], box, which) for target, box, which in parts])
+            matched = zip(targets, positive, objects, strict=True)
+            drawn = torch.cat([mask_targets(target["polygons"], box, which) for target, box, which in matched])
             classes = torch.cat([label[: len(which)] for label, which in zip(labels, objects, strict=True)])
             losses |= mask_loss(self.mask_head(self.regions(pyramid, _as_rois(positive), 14), classes), drawn)
         return losses
@@ -160,7 +161,8 @@ class Detector(nn.Module):
         pyramid, sizes = self.features(images)
         proposals, _ = self.rpn(pyramid, sizes)
         rois = _as_rois(proposals)
-        found = read_boxes(*self.box_head(self.regions(pyramid, rois, 7)), rois, sizes)
+        logits, codes = self.box_head(self.regions(pyramid, rois, 7))
+        found = read_boxes(logits, codes, rois, sizes)
         if self.mask_head is not None:
             rois, labels = _as_rois([d["boxes"] for d in found]), torch.cat([d["labels"] for d in found])
             masks = self.mask_head(self.regions(pyramid, rois, 14), labels).float().sigmoid()
@@ -175,7 +177,8 @@ def build(
     "The detector that a configuration describes, with random weights"
     if isinstance(config, DetectorConfig):
         return Detector(config)
-    return Detector(DetectorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return Detector(DetectorConfig(**fields))
 
 
 def mask_rcnn(

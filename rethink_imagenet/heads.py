@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou
 
 from .backbones import conv_norm, gaussian_fill, msra_fill, xavier_fill
-from .boxes import BOX_WEIGHTS, decode, draw, encode, generator_of, match
+from .boxes import BOX_WEIGHTS, decode, draw, encode, match
 from .data import Polygons
 from .transforms import Target
 
@@ -141,6 +141,7 @@ class MaskHead(nn.Module):
         labels: Tensor,  # [R], the class whose mask is wanted
     ) -> Tensor:  # [R, 28, 28] logits
         hidden = F.relu(self.up(self.convs(features)))
+        assert self.masks.bias is not None
         weight, bias = self.masks.weight[labels].flatten(1), self.masks.bias[labels]
         pixels = hidden.permute(0, 2, 3, 1).flatten(1, 2)
         masks = torch.bmm(pixels, weight[:, :, None]) + bias[:, None, None]

@@ -50,7 +50,7 @@ class _WeightedRows(torch.autograd.Function):
         return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows, weights = ctx.saved_tensors
         order = torch.argsort(rows.flatten(), stable=True)
         counts = torch.bincount(rows.flatten(), minlength=ctx.length)

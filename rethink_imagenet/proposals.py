@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from .backbones import gaussian_fill
-from .boxes import RPN_WEIGHTS, decode, draw, encode, generator_of, match
+from .boxes import RPN_WEIGHTS, decode, draw, encode, match
 from .transforms import Target
 
 # %% ../nbs/06_proposals.ipynb #21494822
@@ -170,7 +170,7 @@ class RPN(nn.Module):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image; losses
         logits, codes = self.head(pyramid)
         anchors = [
-            level_anchors(*level.shape[-2:], stride, self.anchor_scale).to(level.device)
+            level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scale).to(level.device)
             for level, stride in zip(pyramid, self.strides, strict=True)
         ]
         proposals = select_proposals(anchors, logits, codes, sizes, self.pre_nms[not self.training], self.post_nms)

@@ -260,12 +260,13 @@ def coco_categories() -> list[dict[str, Any]]:  # COCO's "categories"
 # %% ../nbs/00_scenes.ipynb #c5a7a1ad
 def _write_split(folder: Path, split: str, number: int, seed: int, side: int) -> None:
     "Images and annotations of one split of the scenes"
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
     for index in tqdm(range(number), desc=f"drawing {split} scenes", leave=False, disable=None):
         pixels, instances = draw_scene(seed, index, side)
-        image = {"id": index + 1, "file_name": f"{index:06d}.png", "width": side, "height": side}
-        Image.fromarray(pixels).save(folder / split / str(image["file_name"]), compress_level=1)
+        image: dict[str, Any] = {"id": index + 1, "file_name": f"{index:06d}.png", "width": side, "height": side}
+        Image.fromarray(pixels).save(folder / split / image["file_name"], compress_level=1)
         images.append(image)
         for instance in instances:
             annotations.append(coco_annotation(instance, index + 1, len(annotations) + 1))

@@ -36,7 +36,9 @@ def parameter_groups(
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
 ) -> list[dict[str, Any]]:  # for torch.optim; `multiplier` scales the learning rate
     "Weights, norms' scales, and biases, as Detectron treats them (BIAS_DOUBLE_LR, BIAS_WEIGHT_DECAY, WEIGHT_DECAY_GN)"
-    weights, scales, biases = [], [], []
+    weights: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:

@@ -212,7 +212,7 @@ def training_batches(
     workers: int = 2,  # processes that decode and augment; 0 for none
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     "The batches of iterations start, ..., stop - 1. Raises InputError where an image does not open"
-    positions = [range(t * batch, (t + 1) * batch) for t in range(start, stop)]
+    positions: Any = [range(t * batch, (t + 1) * batch) for t in range(start, stop)]
     return _batches(DataLoader(samples, batch_sampler=positions, collate_fn=_packed_batch, num_workers=workers))
 
 # %% ../nbs/02_transforms.ipynb #fddeee13

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
-from nbdev.clean import process_write
 from nbdev.config import get_config
 from nbdev.process import NBProcessor
 

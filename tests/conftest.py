@@ -1,4 +1,4 @@
-"""What all tests share: the sample data beside the project, and the rule that where they are there nothing is skipped."""
+"""What all tests share: the sample data beside the project, and that where they are nothing is skipped."""
 
 import os
 import subprocess

@@ -79,7 +79,9 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
     assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "run" / "weights.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["rethink_compare", "rethink_train", "rethink_pretrain", "rethink_eval", "rethink_data"])
+@pytest.mark.parametrize(
+    "name", ["rethink_compare", "rethink_train", "rethink_pretrain", "rethink_eval", "rethink_data"]
+)
 def test_help_has_examples(command: Command, name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0 and done.stdout.count(name) >= 2
@@ -162,7 +164,9 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     (tmp_path / "text.json").write_text("no json")
     broken = ["--train", "text.json", "--val", annotations(scenes, "val")]
     assert "text.json: not a json file" in fails("rethink_train", *broken)
-    assert "nowhere.pt: no such file" in fails("rethink_train", "--data", scenes, "--model", "small", "--weights", "nowhere.pt")
+    assert "nowhere.pt: no such file" in fails(
+        "rethink_train", "--data", scenes, "--model", "small", "--weights", "nowhere.pt"
+    )
     assert 'no backbone "resnet1O"' in fails("rethink_train", "--backbone", "resnet1O")
     torch.save(Body("resnet18").state_dict(), tmp_path / "other.pt")
     other = ["--data", scenes, "--model", "small", "--weights", "other.pt"]

@@ -63,7 +63,9 @@ def test_definitions_are_short_and_told(module: str) -> None:
 
 def test_import_is_quiet() -> None:
     code = "import rethink_imagenet.cli"
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 

@@ -90,7 +90,9 @@ def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: S
     eight = tmp_path / "eight.json"
     eight.write_text(json.dumps(content))
     words = ["--train", eight, "--val", eight, "--images", root / "train2017", "--model", "small", "--short", 192]
-    done = command("rethink_train", *words, "--schedule", 2, "--unit", 350, "--batch", 4, "--rate", 0.16, "--out", "out")
+    done = command(
+        "rethink_train", *words, "--schedule", 2, "--unit", 350, "--batch", 4, "--rate", 0.16, "--out", "out"
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "run" / "results.json").read_text())
     assert results["box"]["ap"] > 60
