@@ -222,9 +222,8 @@ def load_weights(
 
 def pixel_statistics(
     source: str | Path | None,  # as for `load_weights`, or None for random weights
-) -> tuple[
-    tuple[float, float, float], tuple[float, float, float]
-]:  # mean and standard deviation of red, green, blue, in 0..1
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:  # mean and deviation of red, green, blue, in 0..1
     "The normalization of pixels that weights were trained with: timm's for its models, Detectron's for all others"
-    config = timm.get_pretrained_cfg(str(source)) if source and timm.is_model(str(source).split(".")[0]) else None
+    known = bool(source) and timm.is_model(str(source).split(".")[0])
+    config: Any = timm.get_pretrained_cfg(str(source)) if known else None
     return (tuple(config.mean), tuple(config.std)) if config else (DETECTRON_MEAN, DETECTRON_STD)
