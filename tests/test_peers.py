@@ -61,19 +61,19 @@ def test_codes_in_double_precision() -> None:
 
 
 def test_a_step_moves_every_parameter() -> None:
-    """Nothing is frozen in a detector from scratch: a step of SGD changes each tensor."""
+    """Nothing is frozen in a detector from scratch: with objects of all sizes, SGD changes each tensor."""
     torch.manual_seed(0)
     model = build(DEMO)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    boxes = torch.tensor([[10.0, 10, 40, 40], [30, 50, 90, 90], [60, 5, 80, 30]])
-    bitmaps = torch.zeros(3, 96, 96, dtype=torch.bool)
+    boxes = torch.tensor([[10.0, 10, 40, 40], [130, 150, 190, 200], [60, 5, 160, 130], [20, 30, 270, 280]])
+    bitmaps = torch.zeros(4, 288, 288, dtype=torch.bool)
     for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.long().tolist(), strict=True):
         bitmap[y1:y2, x1:x2] = True
-    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "masks": bitmaps, "seed": 1}
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3, 4]), "masks": bitmaps, "seed": 1}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for _ in range(3):
         optimizer.zero_grad()
-        sum(model([torch.rand(3, 96, 96)], [target]).values()).backward()
+        sum(model([torch.rand(3, 288, 288)], [target]).values()).backward()
         optimizer.step()
     unmoved = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     assert unmoved == []
