@@ -47,7 +47,7 @@ class Plan:
         "How the run of the n× schedule goes along; the longest keeps a checkpoint where each shorter one branches off"
         schedule, longest = self.schedule(n), self.schedule(max(self.schedules))
         shorter = [self.schedule(m).drops[0] for m in self.schedules if m < n] if n == max(self.schedules) else []
-        every = max(1, longest.iterations // self.evaluations)
+        every = -(-longest.iterations // self.evaluations)
         return Pace(schedule, self.batch, 20, every, max(1, min(2500, longest.iterations // 4)), tuple(shorter))
 
 # %% ../nbs/18_comparison.ipynb #80e0e899

@@ -380,7 +380,7 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     if not name:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-    width, height = x2 - x1 + 1, y2 - y1 + 1
+    width, height = (stop - start + 1 if stop > start else 0.0 for start, stop in ((x1, x2), (y1, y2)))
     difficult = element.findtext("difficult") == "1"
     box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height}
     return {"name": name, "where": where, "iscrowd": 0, "difficult": int(difficult), **box}

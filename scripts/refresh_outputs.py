@@ -16,7 +16,7 @@ def refresh(path: Path) -> None:
     directives = [getattr(cell, "directives_", {}) for cell in NBProcessor(path, process=True).nb.cells]
     notebook = read_nb(path)
     skip = {cell.idx_ for cell, found in zip(notebook.cells, directives, strict=True) if flags & found.keys()}
-    shell = CaptureShell(path)
+    shell = CaptureShell(path, mpl_format="png")
     before = Path.cwd()
     os.chdir(path.parent)
     try:

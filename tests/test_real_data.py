@@ -111,12 +111,12 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
 
 def test_train_on_blood_cells_and_nuclei(command: Command, sample_data: Sample, tmp_path: Path) -> None:
     """VOC's layout with boxes and COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
-    for name, least in (("bccd", 10.0), ("dsb2018_256", 2.0)):
+    for name in ("bccd", "dsb2018_256"):
         words = ["--data", sample_data(name), "--model", "small", "--short", 128, "--batch", 4, "--rate", 0.08]
-        done = command("rethink_train", *words, "--schedule", 2, "--unit", 75, "--out", name)
+        done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / name / "run" / "results.json").read_text())
-        assert results["box"]["ap50"] > least, results["box"]
+        assert results["box"]["ap50"] > 10, results["box"]
         assert ("voc" in results, "mask" in results) == (name == "bccd", name != "bccd")
 
 
