@@ -41,7 +41,7 @@ def msra_fill(
 
 def gaussian_fill(
     layer: nn.Module,  # a convolution or a linear layer
-    std: float,
+    std: float,  # standard deviation, > 0
 ) -> None:
     "Normal with a standard deviation; biases zero"
     assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -83,10 +83,10 @@ class Body(nn.Module):
 
         if name == "resnet10_025":
             net = _resnet10_025(timm_norm)
-        elif name in timm.list_models("resnet*"):
+        elif name in timm.list_models(module="resnet"):
             net = timm.create_model(name, norm_layer=timm_norm)
         else:
-            raise nearest(name, ["resnet10_025", *timm.list_models("resnet*")], "backbone")
+            raise nearest(name, ["resnet10_025", *timm.list_models(module="resnet")], "backbone")
         self.conv1, self.bn1, self.act1, self.maxpool = net.conv1, net.bn1, net.act1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels: list[int] = [info["num_chs"] for info in net.feature_info[1:]]
@@ -104,6 +104,7 @@ class Body(nn.Module):
         self,
         x: Tensor,  # [B, 3, H, W], normalized pixels
     ) -> list[Tensor]:  # [B, C, H/4, W/4], ..., [B, C, H/32, W/32]
+        "C2, ..., C5: the outputs of the four stages"
         features = [self.layer1(self.maxpool(self.act1(self.bn1(self.conv1(x)))))]
         for stage in (self.layer2, self.layer3, self.layer4):
             features.append(stage(features[-1]))
@@ -111,8 +112,8 @@ class Body(nn.Module):
 
 # %% ../nbs/04_backbones.ipynb #f81f3b47
 def conv_norm(
-    in_channels: int,
-    out_channels: int,
+    in_channels: int,  # of the input
+    out_channels: int,  # of the output
     kernel: int,  # odd; the map keeps its size
     norm: str,  # "gn" or "bn"
     fill: Callable[[nn.Module], None],  # initializer of the convolution
@@ -140,6 +141,7 @@ class FPN(nn.Module):
         self,
         features: list[Tensor],  # C2, ..., C5
     ) -> list[Tensor]:  # P2, ..., P6
+        "Each level its own map plus the coarser levels' (FPN, Sec. 3)"
         merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
         for k in range(len(merged) - 2, -1, -1):
             merged[k] = merged[k] + F.interpolate(merged[k + 1], size=merged[k].shape[-2:], mode="nearest")
@@ -166,4 +168,5 @@ class Backbone(nn.Module):
         self,
         x: Tensor,  # [B, 3, H, W], normalized pixels; H and W multiples of 32
     ) -> list[Tensor]:  # [B, channels, H/4, W/4], ..., [B, channels, H/64, W/64], the last rounded up
+        "P2, ..., P6"
         return self.fpn(self.body(x))

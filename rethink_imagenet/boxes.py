@@ -26,7 +26,9 @@ LARGEST_LOG = math.log(1000 / 16)  # decoding lets a box grow by no more than th
 def encode(
     boxes: Tensor,  # [..., 4], what to code, in pixels
     references: Tensor,  # [..., 4], what to code it relative to
-    weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+    weights: tuple[
+        float, float, float, float
+    ] = BOX_WEIGHTS,  # RPN_WEIGHTS in the first stage, BOX_WEIGHTS in the second
 ) -> Tensor:  # [..., 4]
     "The code of boxes relative to references"
     (centre, size), (origin, scale) = _centre_size(boxes), _centre_size(references)
@@ -37,7 +39,9 @@ def encode(
 def decode(
     code: Tensor,  # [..., 4]
     references: Tensor,  # [..., 4] in pixels
-    weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+    weights: tuple[
+        float, float, float, float
+    ] = BOX_WEIGHTS,  # RPN_WEIGHTS in the first stage, BOX_WEIGHTS in the second
 ) -> Tensor:  # [..., 4] in pixels
     "The boxes that a code stands for: the inverse of `encode`, but growing by a factor of 62.5 at most"
     shift, growth = (code / code.new_tensor(weights)).split(2, dim=-1)
@@ -77,7 +81,7 @@ def generator_of(
 def draw(
     candidates: Tensor,  # [N] positions
     number: int,  # how many to draw at most
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # None for PyTorch's global one
 ) -> Tensor:  # [min(N, number)] some of the candidates
     "A random subset, without replacement"
     order = torch.randperm(len(candidates), generator=generator)[:number]

@@ -6,7 +6,7 @@
 __all__ = ['PLANS', 'one_line_faults', 'prepare_folder', 'plan_of', 'device_of', 'rethink_compare', 'rethink_train',
            'rethink_pretrain', 'rethink_eval', 'rethink_data']
 
-# %% ../nbs/20_cli.ipynb #aa94bdd7
+# %% ../nbs/20_cli.ipynb #e6d1303a
 import json
 import shlex
 import shutil
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from fastcore.script import call_parse
 
+from .backbones import Body
 from .comparison import Plan, compare, iterations_to_train, run_schedule
 from .data import Dataset, InputError, nested_subset, read_json, read_splits, summary
-from .detectors import DEMO, SMALL, build
+from .detectors import DEMO, SMALL
 from .evaluation import KINDS, evaluate_coco, evaluate_voc
 from .normalization import nearest
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
@@ -32,7 +33,7 @@ from .training import Diverged, write_atomically
 
 # %% ../nbs/20_cli.ipynb #8f9d438d
 def one_line_faults(
-    command: Callable[..., None],
+    command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
     "Show an InputError as one line with exit status 2, a Diverged as one with status 1"
 
@@ -47,6 +48,15 @@ def one_line_faults(
     return guarded
 
 # %% ../nbs/20_cli.ipynb #953bdd4c
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    "What a command of ours wrote to config.json; None where none did"
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("made_by") == "rethink_imagenet" else None
+
+
 def prepare_folder(
     folder: Path,  # for the results
     config: dict[str, Any],  # what will be run; kept as config.json
@@ -54,19 +64,19 @@ def prepare_folder(
     overwrite: bool,  # remove what is there
 ) -> None:
     "Make a folder for results, or check that the one that exists may be used. Raises InputError"
-    config = json.loads(json.dumps(config))
-    known = folder / "config.json"
+    config = json.loads(json.dumps({"made_by": "rethink_imagenet"} | config))
+    theirs = _settings_in(folder)
     if folder.exists() and any(folder.iterdir()):
-        if overwrite and known.is_file():
+        if overwrite and theirs:
             shutil.rmtree(folder)
-        elif not resume or not known.is_file():
-            hint = "--resume to go on, --overwrite to begin anew" if known.is_file() else "name another with --out"
+        elif not resume or not theirs:
+            hint = "--resume to go on, --overwrite to begin anew" if theirs else "name another with --out"
             raise InputError(f"{folder}: is not empty; {hint}")
-        elif (theirs := json.loads(known.read_text())) != config:
+        elif theirs != config:
             changed = ", ".join(sorted(key for key in config | theirs if config.get(key) != theirs.get(key)))
             raise InputError(f"{folder}: holds results with other settings ({changed}); name another with --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(known, lambda partial: partial.write_text(json.dumps(config, indent=1)))
+    write_atomically(folder / "config.json", lambda partial: partial.write_text(json.dumps(config, indent=1)))
 
 # %% ../nbs/20_cli.ipynb #f4106a70
 PLANS = {
@@ -82,8 +92,8 @@ def plan_of(
     masks: bool,  # whether the data have masks
     weights: str = "",  # of the pre-trained arm, for the normalization of pixels
     schedules: str = "",  # such as "2,4,6"
-    backbone: str = "",
-    norm: str = "",
+    backbone: str = "",  # "" leaves the model's
+    norm: str = "",  # "" leaves the model's
     **settings: float,  # unit, batch, rate, short, long, seed; 0 leaves what suits the model
 ) -> Plan:
     "The plan of a size of model, with what was set otherwise. Raises InputError"
@@ -106,7 +116,9 @@ def plan_of(
     mean, std = pixel_statistics(weights)
     detector = replace(plan.detector, num_classes=num_classes, masks=masks, pixel_mean=mean, pixel_std=std,
                        backbone=backbone or plan.detector.backbone, norm=norm or plan.detector.norm)  # fmt: skip
-    build(detector)
+    Body(detector.backbone, detector.norm)
+    if "batch" in changed and "unit" not in changed:  # as many images as before: the linear rule
+        changed["unit"] = round(plan.unit * plan.batch / changed["batch"])
     short = (int(changed.pop("short")),) * 2 if "short" in changed else plan.short
     return replace(plan, detector=detector, schedules=ladder, short=short, **changed)
 
@@ -142,7 +154,7 @@ def _embedded(folder: Path) -> tuple[Dataset, Dataset]:
     return read_splits(scenes if scenes.exists() else write_scenes(scenes))
 
 
-def _pretrained(folder: Path, crops: str, epochs: float, plan: Plan, device: str, workers: int) -> str:
+def _pretrained(folder: Path, crops: str, side: int, epochs: float, plan: Plan, device: str, workers: int) -> str:
     "Weights of a classifier that is trained now, if it has not been before"
     weights = folder / "pretraining" / "weights.safetensors"
     if weights.is_file():
@@ -152,7 +164,7 @@ def _pretrained(folder: Path, crops: str, epochs: float, plan: Plan, device: str
         write_crops(source)
     print(f"pre-training {plan.detector.backbone} on {source}", flush=True)
     backbone, norm = plan.detector.backbone, plan.detector.norm
-    pretrain(source, folder / "pretraining", backbone, norm, epochs, 64, side=48, seed=plan.seed,
+    pretrain(source, folder / "pretraining", backbone, norm, epochs, 64, side=side, seed=plan.seed,
              device=device, workers=workers)  # fmt: skip
     return str(weights)
 
@@ -169,13 +181,14 @@ def rethink_compare(
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
     norm: str = "",  # gn or bn; by default gn
     schedules: str = "",  # lengths of training in multiples of 1x, such as 2,4,6
-    unit: int = 0,  # iterations of 1x; by default 120 for demo, 150 for small, 90000 for paper
+    unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels
     long: int = 0,  # largest longer side of the images in pixels
     weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
-    crops: str = "",  # folder of class folders to pre-train on; by default embedded crops
+    crops: str = "",  # folder of class folders to pre-train on; by default the embedded crops
+    side: int = 48,  # of the crops in pixels
     epochs: float = 6.0,  # of pre-training, where it happens here
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
@@ -196,6 +209,8 @@ def rethink_compare(
     rethink_compare --train a.json --val b.json --images jpegs --model small --schedules 2,6
         files that lie elsewhere
     """
+    if crops and weights:
+        raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
     folder, size, target = Path(out), model or ("paper" if data or train else "demo"), device_of(device)
     weights = weights or ("resnet50_gn.a1h_in1k" if size == "paper" and not crops else "")
     sets = _read(data, train, val, images, subset, seed, strict)
@@ -203,11 +218,14 @@ def rethink_compare(
     plan = plan_of(size, classes, masks, weights, schedules, backbone, norm,
                    unit=unit, batch=batch, rate=rate, short=short, long=long, seed=seed)  # fmt: skip
     if weights:
-        load_weights(build(plan.detector).backbone.body, weights)
-    config = {"data": [data, train, val, images, subset], "weights": [weights, crops, epochs], "plan": asdict(plan)}
+        load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)
+    if crops:
+        ClassificationSamples(crops, side)
+    pretraining = [weights, crops, side, epochs]
+    config = {"data": [data, train, val, images, subset], "weights": pretraining, "plan": asdict(plan)}
     prepare_folder(folder, config, resume, overwrite)
     train_set, val_set = sets or _embedded(folder)
-    source = weights or _pretrained(folder, crops, epochs, plan, target, workers)
+    source = weights or _pretrained(folder, crops, side, epochs, plan, target, workers)
     ladder = ", ".join(f"{n:g}x" for n in plan.schedules)
     print(f"two arms, {ladder}: {2 * iterations_to_train(plan):,} iterations of {plan.batch} images", flush=True)
     command = shlex.join(["rethink_compare", *sys.argv[1:]])
@@ -227,7 +245,7 @@ def rethink_train(
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
     norm: str = "",  # gn or bn; by default gn
     schedule: float = 6.0,  # length of training in multiples of 1x
-    unit: int = 0,  # iterations of 1x; by default 120 for demo, 150 for small, 90000 for paper
+    unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels
@@ -254,7 +272,7 @@ def rethink_train(
     plan = plan_of(size, classes, masks, weights, f"{schedule}", backbone, norm,
                    unit=unit, batch=batch, rate=rate, short=short, long=long, seed=seed)  # fmt: skip
     if weights:
-        load_weights(build(plan.detector).backbone.body, weights)
+        load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)
     config = {"data": [data, train, val, images, subset], "weights": [weights], "plan": asdict(plan)}
     prepare_folder(folder, config, resume, overwrite)
     train_set, val_set = sets or _embedded(folder)
@@ -271,7 +289,7 @@ def rethink_pretrain(
     out: str = "runs/pretrain",  # folder for the results; the weights are weights.safetensors in it
     backbone: str = "resnet10_025",  # resnet10_025 or a ResNet of timm
     norm: str = "gn",  # gn or bn
-    epochs: float = 8.0,  # passes over the images
+    epochs: float = 6.0,  # passes over the images
     batch: int = 64,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch
     side: int = 48,  # of the square images in pixels

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'Plan', 'iterations_to_train', 'samples_seen', 'run_schedule', 'judge', 'compare']
 
-# %% ../nbs/18_comparison.ipynb #072f9fdf
+# %% ../nbs/18_comparison.ipynb #079cada0
 import json
 import platform
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from .data import Dataset, count, select, trainable
+from .backbones import Body
+from .data import Dataset, InputError, count, select, trainable
 from .detectors import Detector, DetectorConfig, build
 from .evaluation import evaluate, predict
 from .pretraining import load_weights
@@ -39,11 +40,17 @@ class Plan:
     seed: int = 0
     evaluations: int = 12  # along the longest run
 
-    def schedule(self, n: float) -> Schedule:
+    def schedule(
+        self,
+        n: float,  # in multiples of 1x
+    ) -> Schedule:
         "The n× schedule at this plan's unit, rate and batch"
         return Schedule.times(n, self.unit, self.rate * self.batch / 16)
 
-    def pace(self, n: float) -> Pace:
+    def pace(
+        self,
+        n: float,  # in multiples of 1x
+    ) -> Pace:
         "How the run of the n× schedule goes along; the longest keeps a checkpoint where each shorter one branches off"
         schedule, longest = self.schedule(n), self.schedule(max(self.schedules))
         shorter = [self.schedule(m).drops[0] for m in self.schedules if m < n] if n == max(self.schedules) else []
@@ -52,7 +59,7 @@ class Plan:
 
 # %% ../nbs/18_comparison.ipynb #80e0e899
 def iterations_to_train(
-    plan: Plan,
+    plan: Plan,  # of the comparison
 ) -> int:
     "Iterations of one arm, the shared beginnings of its schedules counted once"
     longest = max(plan.schedules)
@@ -93,23 +100,38 @@ def _save_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    "Write config.json; raises InputError if the folder holds a run with another"
+    known = folder / "config.json"
+    if known.is_file() and (theirs := json.loads(known.read_text())) != config:
+        changed = ", ".join(sorted(key for key in config | theirs if config.get(key) != theirs.get(key)))
+        raise InputError(f"{folder}: of a run with other settings ({changed}); use another --out")
+    _save_json(known, config)
+
 # %% ../nbs/18_comparison.ipynb #ee0b3c77
 def run_schedule(
-    plan: Plan,
+    plan: Plan,  # of the comparison
     n: float,  # the schedule, in multiples of 1x
     folder: Path,  # of the run
-    train_set: Dataset,
-    val_set: Dataset,
+    train_set: Dataset,  # to train on
+    val_set: Dataset,  # to evaluate on
     weights: str | Path | None = None,  # of the body; None for random initialization
     trunk: Path | None = None,  # folder of the longest run, to branch off from
-    device: str = "cpu",
-    workers: int = 2,
+    device: str = "cpu",  # "cpu" or "cuda"
+    workers: int = 2,  # processes that decode and augment; 0 for none
 ) -> dict[str, Any]:  # what results.json holds
     "Train and evaluate one arm on one schedule, or take up what is in the folder. Raises InputError, Diverged"
+    arm, pace = "pretrained" if weights else "scratch", plan.pace(n)
+    about = {
+        "arm": arm,
+        "weights": str(weights or ""),
+        "data": str(train_set.source),
+        **json.loads(json.dumps(asdict(plan))),
+    }
+    _claim(folder, about | {"schedule": n})
     if (folder / "results.json").is_file():
         return json.loads((folder / "results.json").read_text())
-    arm, pace = "pretrained" if weights else "scratch", plan.pace(n)
-    _save_json(folder / "config.json", {"arm": arm, "schedule": n, "weights": weights and str(weights), **asdict(plan)})
     seed_everything(plan.seed)
     model = build(plan.detector)
     if weights:
@@ -117,7 +139,6 @@ def run_schedule(
     if trunk is not None and newest_checkpoint(folder) is None:
         branch_off(trunk, pace.schedule.drops[0], folder)
     samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long)
-    about = {"arm": arm, "data": str(train_set.source), **json.loads(json.dumps(asdict(plan)))}
     log = train(model.to(device), samples, pace, folder, _evaluator(plan, val_set, folder, workers), about, workers)
     curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
     results = {"arm": arm, "schedule": n, "iterations": pace.schedule.iterations}
@@ -134,7 +155,7 @@ MARGIN = 0.5  # AP; differences below it do not matter
 def judge(
     runs: list[dict[str, Any]],  # results of both arms
     images: int,  # evaluated on
-    pretraining: dict[str, Any],  # what it cost, as far as known
+    pretraining: dict[str, Any],  # weights, and what they cost as far as known
     margin: float = MARGIN,  # AP
 ) -> dict[str, Any]:  # statement, difference (scratch - pretrained, box AP), margin
     "What the runs show about training from random initialization, in a sentence"
@@ -144,10 +165,11 @@ def judge(
     early = ap["scratch", shortest] - ap["pretrained", shortest]
     word = "better than" if difference > margin else "no worse than" if difference >= -margin else "worse than"
     iterations = next(run["iterations"] for run in runs if run["schedule"] == longest)
+    what = f"on {pretraining['classes']} classes" if "classes" in pretraining else Path(pretraining["weights"]).name
     statement = (
         f"After the {longest:g}x schedule ({iterations:,} iterations) the detector trained from random initialization "
         f"reaches {ap['scratch', longest]:.1f} box AP and the pre-trained one {ap['pretrained', longest]:.1f}: from "
-        f"scratch is {word} pre-training in this comparison ({difference:+.1f} AP, margin {margin:g}"
+        f"scratch is {word} pre-training ({what}) in this comparison ({difference:+.1f} AP, margin {margin:g}"
     )
     statement += f"; after {shortest:g}x it was {early:+.1f})" if shortest < longest else ")"
     seconds = f"{pretraining['seconds']:,.0f} s" if "seconds" in pretraining else "not known"
@@ -162,18 +184,18 @@ def _versions() -> dict[str, str]:
 
 # %% ../nbs/18_comparison.ipynb #d0a4a1d9
 def compare(
-    plan: Plan,
-    train_set: Dataset,
-    val_set: Dataset,
+    plan: Plan,  # of the comparison
+    train_set: Dataset,  # to train on
+    val_set: Dataset,  # to evaluate on
     folder: str | Path,  # of the comparison; what is finished in it is not done again
     weights: str | Path,  # of the pre-trained arm's body: a file or a tag of timm
     command: str = "",  # that was typed, for the record
-    device: str = "cpu",
-    workers: int = 2,
+    device: str = "cpu",  # "cpu" or "cuda"
+    workers: int = 2,  # processes that decode and augment; 0 for none
 ) -> dict[str, Any]:  # what results.json holds
     "Train both arms on all schedules and judge. Raises InputError, Diverged"
     folder, longest = Path(folder), max(plan.schedules)
-    cost = load_weights(build(plan.detector).backbone.body, weights)
+    cost = {"weights": str(weights), **load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)}
     runs = []
     for arm, source in (("scratch", None), ("pretrained", weights)):
         trunk = folder / f"{arm}-{longest:g}x"
@@ -184,7 +206,7 @@ def compare(
     results = {
         "runs": sorted(runs, key=lambda run: (run["arm"] != "scratch", run["schedule"])),
         "verdict": judge(runs, len(val_set), cost),
-        "pretraining": {"weights": str(weights), **cost},
+        "pretraining": cost,
         "data": {"train": str(train_set.source), "val": str(val_set.source), "images": len(val_set)},
         "plan": asdict(plan),
         "versions": _versions(),

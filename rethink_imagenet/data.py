@@ -34,8 +34,11 @@ class Polygons:
     instances: np.ndarray  # [N + 1] int64, instance n has rings instances[n]:instances[n + 1]
 
     @classmethod
-    def pack(cls, instances: Sequence[Sequence[np.ndarray]]) -> "Polygons":
-        "From lists of rings [V, 2], one list an instance"
+    def pack(
+        cls,
+        instances: Sequence[Sequence[np.ndarray]],  # rings [V, 2] of each instance
+    ) -> "Polygons":
+        "From lists of rings, one list an instance"
         rings = list(chain.from_iterable(instances))
         points = np.concatenate(rings) if rings else np.zeros((0, 2))
         starts = np.cumsum([0, *map(len, rings)]), np.cumsum([0, *map(len, instances)])
@@ -49,7 +52,10 @@ class Polygons:
         bounds = self.rings[self.instances[n] : self.instances[n + 1] + 1]
         return [self.points[start:stop] for start, stop in pairwise(bounds)]
 
-    def select(self, which: Iterable[int]) -> "Polygons":
+    def select(
+        self,
+        which: Iterable[int],  # positions of instances
+    ) -> "Polygons":
         "Some of the instances, in the order asked for"
         return Polygons.pack([self[n] for n in which])
 
@@ -123,7 +129,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def objects(self, m: int) -> slice:
+    def objects(
+        self,
+        m: int,  # position of the image
+    ) -> slice:
         "Where the objects of image m stand in the columns"
         return slice(int(self.starts[m]), int(self.starts[m + 1]))
 
@@ -181,7 +190,9 @@ def _check_file(file: str, folder: Path, present: set[str], name: str) -> None:
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f'{name}: file name "{file}" leaves the folder of images')
     if file not in present and not (folder / file).is_file():
-        raise InputError(f"{name}: {folder / file} is missing; say where the images are with --images")
+        raise InputError(
+            f"{name}: {folder / file} is missing; put it there, or say with --images where the images of a json are"
+        )
 
 
 def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -318,7 +329,7 @@ def _assemble(
 
 # %% ../nbs/01_data.ipynb #7a2def1c
 def trainable(
-    dataset: Dataset,
+    dataset: Dataset,  # to train on
 ) -> np.ndarray:  # int64, positions of images
     "The images with at least one object to train on, as Detectron filters them (117,266 of COCO's 118,287)"
     usable_before = np.concatenate([[0], np.cumsum(dataset.usable)])
@@ -428,7 +439,7 @@ def read_voc(
     strict: bool = False,  # refuse what would otherwise be left out and counted
 ) -> Dataset:
     "Read and check one split of a data set in VOC's layout. Raises InputError"
-    split = Path(split)
+    split = Path(split).absolute()
     if not split.is_file():
         raise InputError(f"{split}: no such file")
     content, where = _voc_as_coco(split, names)
@@ -475,7 +486,7 @@ def read_splits(
 
 # %% ../nbs/01_data.ipynb #27fece93
 def load_image(
-    dataset: Dataset,
+    dataset: Dataset,  # the image belongs to
     m: int,  # position of the image
 ) -> np.ndarray:  # [H, W, 3] uint8, RGB
     "Decode image m. Raises InputError where it does not open or has another size than its annotations say"
@@ -493,7 +504,7 @@ def load_image(
 
 # %% ../nbs/01_data.ipynb #1a4e08a8
 def select(
-    dataset: Dataset,
+    dataset: Dataset,  # to take images from
     images: np.ndarray,  # positions of the images to keep
 ) -> Dataset:
     "Some of the images with their objects"
@@ -511,7 +522,7 @@ def select(
 
 
 def nested_subset(
-    dataset: Dataset,
+    dataset: Dataset,  # to draw from
     number: int,  # of images to keep
     seed: int = 0,  # of the order in which images are taken in
 ) -> Dataset:
@@ -523,7 +534,7 @@ def nested_subset(
 
 # %% ../nbs/01_data.ipynb #f08bbe9e
 def count(
-    dataset: Dataset,
+    dataset: Dataset,  # to count
 ) -> dict[str, int]:
     "Images, instances (without crowds and difficult ones) and pixels of one pass over the data set (paper, Fig. 2)"
     return {
@@ -534,7 +545,7 @@ def count(
 
 
 def summary(
-    dataset: Dataset,
+    dataset: Dataset,  # to describe
 ) -> str:
     "What was read and what was left out, in a line"
     counts = count(dataset)

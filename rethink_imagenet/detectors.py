@@ -87,7 +87,7 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        config: DetectorConfig,
+        config: DetectorConfig,  # what it is made of
     ):
         super().__init__()
         self.config = c = config
@@ -130,7 +130,7 @@ class Detector(nn.Module):
     def losses(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
-        targets: list[Target],
+        targets: list[Target],  # of each image
     ) -> dict[str, Tensor]:  # scalars, under torchvision's names
         "All losses of a batch"
         targets = [_completed(target, self.config.masks) for target in targets]

@@ -51,11 +51,25 @@ def coco_results(
         results.append(result)
     return results
 
+
+def _check_results(results: list[Any], truth: COCO, needed: set[str]) -> None:
+    "Raises InputError at the first detection that is not whole or is of something not annotated"
+    for i, result in enumerate(results):
+        if (
+            not isinstance(result, dict)
+            or not isinstance(result.get("score"), int | float)
+            or not needed <= result.keys()
+        ):
+            raise InputError(f"detection {i}: needs the fields score, {', '.join(sorted(needed))}")
+        image, category = result.get("image_id"), result.get("category_id")
+        if image not in truth.imgs or category not in truth.cats:
+            raise InputError(f"detection {i}: image {image} with category {category} is not in the annotations")
+
 # %% ../nbs/14_evaluation.ipynb #0cdc7d7c
 @torch.no_grad()
 def predict(
     model: Detector,  # in evaluation mode, on its device
-    samples: EvaluationSamples,
+    samples: EvaluationSamples,  # the images
     batch: int = 1,  # images at a time
     workers: int = 2,  # processes that decode
 ) -> list[dict[str, Any]]:  # in COCO's results format
@@ -107,15 +121,12 @@ def _load_results(detections: str | Path | list[dict[str, Any]]) -> list[dict[st
 def evaluate_coco(
     annotations: str | Path | dict[str, Any],  # in COCO's format, a file or its content
     detections: str | Path | list[dict[str, Any]],  # in COCO's results format, a file or its content
-    kinds: Sequence[str] = ("box", "mask"),
+    kinds: Sequence[str] = ("box", "mask"),  # of `KINDS`
     image_ids: Sequence[int] | None = None,  # only these images
 ) -> dict[str, dict[str, float | None]]:  # for each kind ap, ap50, ap75, ... in percent
     "COCO's metrics, by pycocotools. Raises InputError"
     truth, results = _ground_truth(annotations), _load_results(detections)
-    for i, result in enumerate(results):
-        if result.get("image_id") not in truth.imgs or result.get("category_id") not in truth.cats:
-            raise InputError(f"detection {i}: image {result.get('image_id')} with category "
-                             f"{result.get('category_id')} is not in the annotations")  # fmt: skip
+    _check_results(results, truth, {"bbox", "segmentation"} if "mask" in kinds else {"bbox"})
     figures = {}
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -192,7 +203,7 @@ def evaluate_voc(
 
 # %% ../nbs/14_evaluation.ipynb #97f4f6c2
 def evaluate(
-    dataset: Dataset,
+    dataset: Dataset,  # evaluated on
     detections: list[dict[str, Any]],  # in COCO's results format
     masks: bool,  # whether masks were detected
 ) -> dict[str, Any]:  # box and, with masks, mask: COCO's figures; voc: VOC's mAP, for data that were read as VOC

@@ -26,7 +26,7 @@ def sample_proposals(
     proposals: Tensor,  # [P, 4] of an image, in pixels
     target: Target,  # of the image: boxes [G, 4], labels [G], crowd [G]
     number: int = 512,  # proposals to draw (Detectron's BATCH_SIZE_PER_IM)
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # None for PyTorch's global one
 ) -> tuple[Tensor, Tensor, Tensor]:  # boxes [S, 4]; labels [S], 0 for background; object [F]
     "A sample of proposals, F positive ones first, with labels, and the objects that the positive ones overlap most"
     single = torch.where(~target["crowd"])[0]
@@ -74,6 +74,7 @@ class BoxHead(nn.Module):
         self,
         features: Tensor,  # [R, C, 7, 7]
     ) -> tuple[Tensor, Tensor]:  # logits [R, K + 1], background first; codes [R, K + 1, 4]
+        "What each region shows, and how its box should change for each class"
         hidden = F.relu(self.fc(self.convs(features).flatten(1)))
         return self.scores(hidden), self.codes(hidden).unflatten(1, (-1, 4))
 
@@ -140,6 +141,7 @@ class MaskHead(nn.Module):
         features: Tensor,  # [R, C, 14, 14]
         labels: Tensor,  # [R], the class whose mask is wanted
     ) -> Tensor:  # [R, 28, 28] logits
+        "The mask of each region for one class"
         hidden = F.relu(self.up(self.convs(features)))
         assert self.masks.bias is not None
         weight, bias = self.masks.weight[labels].flatten(1), self.masks.bias[labels]

@@ -35,11 +35,11 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int,  # to tell apart
         backbone: str = "resnet50",  # "resnet10_025" or a ResNet of timm
         norm: str = "gn",  # "gn" or "bn"
         pixel_mean: tuple[float, ...] = DETECTRON_MEAN,  # the same as the detector's
-        pixel_std: tuple[float, ...] = DETECTRON_STD,
+        pixel_std: tuple[float, ...] = DETECTRON_STD,  # of red, green, blue, in 0..1
     ):
         super().__init__()
         self.body = Body(backbone, norm)
@@ -61,6 +61,7 @@ class Classifier(nn.Module):
         images: list[Tensor],  # each [3, H, W], float in 0..1
         targets: list[Target],  # label [], int64
     ) -> dict[str, Tensor]:  # scalar
+        "The loss of classification"
         logits = self.logits(images)
         labels = torch.stack([target["label"] for target in targets]).to(logits.device)
         return {"loss_classifier": F.cross_entropy(logits, labels)}
@@ -86,7 +87,7 @@ def _middle_part(image: Image.Image, side: int) -> Image.Image:
 @lru_cache(maxsize=2)
 def _shuffled(length: int, seed: int, number: int) -> np.ndarray:
     "The order of pass `number` over so many images"
-    return np.random.default_rng([seed, number]).permutation(length)
+    return np.random.default_rng([seed, number, 1]).permutation(length)  # another stream than that of any sample
 
 # %% ../nbs/16_pretraining.ipynb #70c56af8
 class ClassificationSamples(TorchDataset):
@@ -151,8 +152,8 @@ def pretrain(
     batch: int = 256,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled with the batch
     side: int = 224,  # of the images in pixels
-    seed: int = 0,
-    device: str = "cpu",
+    seed: int = 0,  # of everything random
+    device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
 ) -> Path:  # weights.safetensors in the folder
     "Train the body of a detector as a classifier (the paper's other arm). Raises InputError, Diverged"
@@ -206,7 +207,7 @@ def _timm_weights(tag: str) -> dict[str, Tensor]:
 
 # %% ../nbs/16_pretraining.ipynb #52dbc508
 def load_weights(
-    body: Body,
+    body: Body,  # of a detector
     source: str | Path,  # a safetensors file, a file of torch.save, or a tag of timm such as resnet50_gn.a1h_in1k
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
     "Give a body pre-trained weights, which must fit exactly. Raises InputError"

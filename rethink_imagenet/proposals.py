@@ -61,6 +61,7 @@ class RPNHead(nn.Module):
         self,
         pyramid: list[Tensor],  # [B, C, H, W] for each level
     ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * 3] logits and [B, H * W * 3, 4] codes
+        "What the network says of each anchor, in the order of `level_anchors`"
         hidden = [F.relu(self.conv(level)) for level in pyramid]
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         codes = [self.code(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
@@ -72,7 +73,7 @@ def anchor_targets(
     target: Target,  # of the image: boxes [G, 4], crowd [G]
     size: tuple[int, int],  # height and width of the image in pixels
     number: int = 256,  # anchors to draw (Detectron's RPN_BATCH_SIZE_PER_IM)
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # None for PyTorch's global one
 ) -> tuple[Tensor, Tensor]:  # kind [A]: 1, 0 or -1 for not drawn; object [A] that each overlaps most
     "A sample of anchors to learn from, in one image"
     height, width = size
@@ -87,7 +88,7 @@ def anchor_targets(
     if len(negative):
         chosen = torch.randint(len(negative), (number - len(positive),), generator=generator)
         drawn[negative[chosen.to(negative.device)]] = 0
-    all_kinds, all_objects = anchors.new_full((len(anchors),), -1, dtype=torch.int64), None
+    all_kinds = anchors.new_full((len(anchors),), -1, dtype=torch.int64)
     all_objects = torch.zeros_like(all_kinds)
     all_kinds[inside], all_objects[inside] = drawn, which
     return all_kinds, all_objects
@@ -97,9 +98,9 @@ def proposal_losses(
     anchors: Tensor,  # [A, 4] of all levels in pixels
     logits: Tensor,  # [B, A]
     codes: Tensor,  # [B, A, 4]
-    targets: list[Target],
+    targets: list[Target],  # of each image: boxes [G, 4], crowd [G]
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
-    generators: list[torch.Generator | None],
+    generators: list[torch.Generator | None],  # of each image
     number: int = 256,  # anchors to draw from each image
 ) -> dict[str, Tensor]:  # scalars
     "The two losses of the region proposal network (Detectron's normalizers)"
@@ -167,7 +168,8 @@ class RPN(nn.Module):
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
         targets: list[Target] | None = None,  # in training
         generators: list[torch.Generator | None] | None = None,  # of the images, in training
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image; losses
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image in pixels; losses
+        "Proposals, and the losses where targets are given"
         logits, codes = self.head(pyramid)
         anchors = [
             level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scale).to(level.device)

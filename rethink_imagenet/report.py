@@ -54,7 +54,7 @@ def table_rows(
         for kind in ("box", "mask"):
             if kind in run:
                 named = (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"))
-                row |= {f"{kind} {title}": f"{run[kind][key]:.1f}" for title, key in named}
+                row |= {f"{kind} {title}": f"{run[kind][key]:.1f}" for title, key in named if key in run[kind]}
         if "voc" in run:
             row["VOC mAP"] = f"{run['voc']['map']:.1f}"
         row |= {"images seen": f"{run['images']:,}", "instances": f"{run['instances']:,}"}

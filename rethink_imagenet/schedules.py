@@ -20,18 +20,29 @@ class Schedule:
     warmup: int = 500  # iterations until the full rate is reached
 
     @classmethod
-    def times(cls, n: float, unit: int = 90_000, rate: float = 0.02) -> "Schedule":
+    def times(
+        cls,
+        n: float,  # length in multiples of 1×, > 0
+        unit: int = 90_000,  # iterations of 1×
+        rate: float = 0.02,  # full learning rate
+    ) -> "Schedule":
         "The n× schedule, 1× having `unit` iterations; the drops keep their distance from the end (paper, Sec. 4)"
         iterations = round(n * unit)
         drops = tuple(iterations - round(min(n, 2) * unit * last / 18) for last in (6, 2))
         return cls(iterations, drops, rate, warmup=min(500, unit // 3))
 
-    def lr(self, iteration: int) -> float:
-        "The learning rate of an iteration, counted from 0"
+    def lr(
+        self,
+        iteration: int,  # from 0
+    ) -> float:
+        "The learning rate of an iteration"
         lowered = self.rate * self.factor ** sum(iteration >= drop for drop in self.drops)
         return lowered * min(1.0, 1 / 3 + 2 / 3 * iteration / max(1, self.warmup))
 
-    def for_batch(self, images: int) -> "Schedule":
+    def for_batch(
+        self,
+        images: int,  # an iteration, 1 or more
+    ) -> "Schedule":
         "This schedule of 16 images an iteration for another batch: the same images, the rate scaled linearly"
         scale = 16 / images
         drops = tuple(round(drop * scale) for drop in self.drops)

@@ -32,7 +32,7 @@ from .transforms import Target, training_batches
 
 # %% ../nbs/12_training.ipynb #c724e6f9
 def parameter_groups(
-    model: nn.Module,
+    model: nn.Module,  # to be trained
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
 ) -> list[dict[str, Any]]:  # for torch.optim; `multiplier` scales the learning rate
     "Weights, norms' scales, and biases, as Detectron treats them (BIAS_DOUBLE_LR, BIAS_WEIGHT_DECAY, WEIGHT_DECAY_GN)"
@@ -52,7 +52,7 @@ def parameter_groups(
 
 
 def optimizer_of(
-    model: nn.Module,
+    model: nn.Module,  # to be trained
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
 ) -> torch.optim.SGD:
     "SGD with momentum 0.9; the learning rate is set in every iteration by `set_rate`"
@@ -60,8 +60,8 @@ def optimizer_of(
 
 
 def set_rate(
-    optimizer: torch.optim.Optimizer,
-    rate: float,
+    optimizer: torch.optim.Optimizer,  # made by `optimizer_of`
+    rate: float,  # before the multiplier of each group
 ) -> None:
     "Give every group the learning rate times its multiplier"
     for group in optimizer.param_groups:
@@ -74,9 +74,9 @@ class Diverged(RuntimeError):
 
 def step(
     model: nn.Module,  # in training mode
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,  # made by `optimizer_of`
     images: list[Tensor],  # each [3, H, W], float in 0..1
-    targets: list[Target],
+    targets: list[Target],  # of each image, as the model takes them
 ) -> dict[str, float]:
     "One iteration of SGD; returns the losses. Raises Diverged"
     device = next(model.parameters()).device
@@ -95,7 +95,7 @@ def step(
 
 # %% ../nbs/12_training.ipynb #d67d3758
 def write_atomically(
-    path: Path,
+    path: Path,  # of the file wanted
     write: Callable[[Path], object],  # writes the content to the path it is given
 ) -> None:
     "Let `write` fill a temporary file and put it in place of `path` only when it is complete and on the disk"
@@ -109,8 +109,8 @@ def write_atomically(
 def save_checkpoint(
     folder: Path,  # of the run
     iteration: int,  # iterations done
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: nn.Module,  # its weights are kept
+    optimizer: torch.optim.Optimizer,  # its momentum is kept
     about: dict[str, Any],  # what the run is, to be recognized by
     keep: bool = False,  # for good, in branches/ as well
 ) -> Path:
@@ -129,7 +129,7 @@ def save_checkpoint(
 
 # %% ../nbs/12_training.ipynb #dde61faf
 def read_tensors(
-    path: Path,
+    path: Path,  # of a file
 ) -> dict[str, Any]:
     "What a file written by torch.save holds, tensors and plain containers only. Raises InputError"
     if not path.is_file():
@@ -144,8 +144,8 @@ def read_tensors(
 
 
 def load_state(
-    model: nn.Module,
-    state: dict[str, Tensor],
+    model: nn.Module,  # to be filled
+    state: dict[str, Tensor],  # names and tensors
     path: Path,  # where it is from, for the message
 ) -> None:
     "Load weights that must fit exactly. Raises InputError that names what does not"
@@ -175,7 +175,10 @@ class RunLog:
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         write_atomically(self.path, lambda partial: partial.write_text(text))
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(
+        self,
+        line: dict[str, Any],  # with the key "iteration"
+    ) -> None:
         "Append a line and hand it to the disk"
         self.lines.append(line)
         with self.path.open("a") as file:
@@ -212,8 +215,12 @@ class Progress:
         self.title, self.total, self.start, self.began = title, total, start, time.monotonic()
         self.bar = tqdm(desc=title, total=total, initial=start, disable=None, unit="it", leave=False)
 
-    def update(self, done: int, note: str) -> None:
-        "Say that `done` iterations are done"
+    def update(
+        self,
+        done: int,  # iterations
+        note: str,  # loss, speed
+    ) -> None:
+        "Say how far it is"
         if not self.bar.disable:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
@@ -222,6 +229,7 @@ class Progress:
             print(f"{self.title}: {done}/{self.total}, {note}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        "Take the bar away"
         self.bar.close()
 
 # %% ../nbs/12_training.ipynb #be5266f9
@@ -236,13 +244,17 @@ class Pace:
     save_every: int = 2500  # iterations
     branches: tuple[int, ...] = ()  # after these iterations a checkpoint is kept for other schedules to go on from
 
-    def due(self, done: int, every: int) -> bool:
+    def due(
+        self,
+        done: int,  # iterations
+        every: int,  # iterations
+    ) -> bool:
         "Whether something that happens every so many iterations, and at the end, happens now"
         return done % every == 0 or done == self.schedule.iterations
 
 
 def seed_everything(
-    seed: int,
+    seed: int,  # any integer of 0 or more
 ) -> None:
     "Seed the global generators, which the random weights of a new model are drawn from"
     random.seed(seed)
@@ -279,8 +291,8 @@ def newest_checkpoint(
 
 def restore(
     path: Path,  # a checkpoint
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: nn.Module,  # to be filled
+    optimizer: torch.optim.Optimizer,  # to be filled
     about: dict[str, Any],  # what the run is; the checkpoint must be of the same
 ) -> int:  # iterations done
     "Take up weights and momentum from a checkpoint. Raises InputError if it belongs to another run"
@@ -301,7 +313,7 @@ def restore(
 def train(
     model: nn.Module,  # a detector, or whatever gives a dict of losses, on its device
     samples: TorchDataset,  # image and target of sample 0, 1, ...
-    pace: Pace,
+    pace: Pace,  # schedule, batch, and what happens when
     folder: Path,  # of the run: log.jsonl and checkpoints/
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,  # its figures go into the log
     about: dict[str, Any] | None = None,  # what the run is; a checkpoint of another is refused

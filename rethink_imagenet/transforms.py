@@ -27,7 +27,7 @@ Target = dict[str, Any]
 
 
 def read_sample(
-    dataset: Dataset,
+    dataset: Dataset,  # the image belongs to
     m: int,  # position of the image
 ) -> tuple[Tensor, Target]:  # image [3, H, W] float in 0..1; boxes [N, 4] in pixels, labels [N], crowd [N], ...
     "Image m and its objects without the difficult ones. Raises InputError where the image does not open"
@@ -71,7 +71,7 @@ def _one_thread() -> Iterator[None]:
 # %% ../nbs/02_transforms.ipynb #60eeedb2
 def resize(
     image: Tensor,  # [3, H, W]
-    target: Target,
+    target: Target,  # of the image
     short: int = 800,  # wanted length of the shorter side in pixels
     long: int = 1333,  # largest length of the longer side
 ) -> tuple[Tensor, Target]:
@@ -94,7 +94,7 @@ def resize(
 # %% ../nbs/02_transforms.ipynb #24dbacc2
 @lru_cache
 def mirrored_order(
-    names: tuple[str, ...],
+    names: tuple[str, ...],  # of the keypoints; left_* and right_* change places
 ) -> list[int]:
     "For each keypoint the one whose place it takes in a mirror image"
     swap = {"left": "right", "right": "left"}
@@ -104,8 +104,8 @@ def mirrored_order(
 
 def flip(
     image: Tensor,  # [3, H, W]
-    target: Target,
-    keypoint_names: tuple[str, ...] = (),
+    target: Target,  # of the image
+    keypoint_names: tuple[str, ...] = (),  # of the data set
 ) -> tuple[Tensor, Target]:
     "The mirror image, left for right, with its target"
     width = image.shape[-1]
@@ -126,7 +126,7 @@ def flip(
 def _order(portrait: bytes, seed: int, number: int) -> np.ndarray:
     "The order of one pass, kept for the next sample that asks for it"
     upright = np.frombuffer(portrait, bool)
-    rng = np.random.default_rng([seed, number])
+    rng = np.random.default_rng([seed, number, 1])  # another stream than that of any sample
     shuffled = rng.permutation(2 * len(upright))
     entries = np.stack([shuffled % len(upright), shuffled // len(upright)], axis=1)
     pairs = entries[np.argsort(upright[entries[:, 0]], kind="stable")].reshape(-1, 2, 2)
@@ -238,7 +238,7 @@ class EvaluationSamples(TorchDataset):
 
 
 def evaluation_batches(
-    samples: EvaluationSamples,
+    samples: EvaluationSamples,  # the images
     batch: int = 1,  # images at a time
     workers: int = 2,  # processes that decode; 0 for none
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
@@ -253,7 +253,7 @@ DETECTRON_STD = (1 / 255, 1 / 255, 1 / 255)
 def batch_images(
     images: Sequence[Tensor],  # each [3, H, W], float in 0..1
     mean: Sequence[float] = DETECTRON_MEAN,  # of red, green, blue, in 0..1
-    std: Sequence[float] = DETECTRON_STD,
+    std: Sequence[float] = DETECTRON_STD,  # of red, green, blue, in 0..1, > 0
     multiple: int = 32,  # both sides of the batch are multiples of this
 ) -> Tensor:  # [B, 3, H, W], in channels_last order
     "Normalized images in one tensor, each in the upper left corner, zeros elsewhere"

@@ -57,8 +57,28 @@ def test_definitions_are_short_and_told(module: str) -> None:
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.name not in commands:
             assert node.end_lineno - node.lineno < 45, f"{module}.{node.name} is too long"
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+
+
+def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Functions, methods and initializers that are not private."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    bodies = [tree.body, *(node.body for node in classes)]
+    functions = [node for body in bodies for node in body if isinstance(node, ast.FunctionDef)]
+    return [node for node in functions if node.name == "__init__" or not node.name.startswith("_")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_argument_is_told(module: str) -> None:
+    """Each argument has a line of its own with a comment (docments), each function but __init__ a docstring."""
+    source = (ROOT / "rethink_imagenet" / f"{module}.py").read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in public_functions(ast.parse(source)):
+        for argument in node.args.args + node.args.kwonlyargs:
+            told = argument.arg in ("self", "cls") or "  # " in lines[(argument.end_lineno or 0) - 1]
+            assert told, f"{module}.{node.name}: {argument.arg} is not told"
+        assert node.name == "__init__" or ast.get_docstring(node), f"{module}.{node.name} has no docstring"
 
 
 def test_import_is_quiet() -> None:
