@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['xavier_fill', 'msra_fill', 'gaussian_fill', 'Body', 'conv_norm', 'FPN', 'Backbone']
 
-# %% ../nbs/04_backbones.ipynb #5648737d
+# %% ../nbs/04_backbones.ipynb #4af8f558
 import math
 from collections.abc import Callable
 from typing import Any
 
 import timm
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,7 +72,9 @@ class Body(nn.Module):
     def __init__(
         self,
         name: str = "resnet50",  # "resnet10_025" or a ResNet of timm
-        norm: str = "gn",  # "gn" or "bn"
+        norm: str = "gn",  # of `NORMS`
+        fill: str = "xavier",  # initializer of the convolutions: "xavier" or "msra"
+        stride_in_1x1: bool = False,  # whether a bottleneck halves the map in its first 1x1 convolution
     ):
         super().__init__()
         layer = norm_layer(norm)
@@ -90,13 +92,18 @@ class Body(nn.Module):
         self.conv1, self.bn1, self.act1, self.maxpool = net.conv1, net.bn1, net.act1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels: list[int] = [info["num_chs"] for info in net.feature_info[1:]]
+        if stride_in_1x1:
+            for block in self.modules():
+                if isinstance(block, Bottleneck):
+                    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        self.fill = fill
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        "Detectron's start: XavierFill in every convolution, every norm at gamma 1 and beta 0, none at zero"
+        "Random convolutions, biases zero, every norm at gamma 1 and beta 0, none at zero"
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                xavier_fill(layer)
+                {"xavier": xavier_fill, "msra": msra_fill}[self.fill](layer)
             elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
                 layer.reset_parameters()
 
@@ -115,13 +122,13 @@ def conv_norm(
     in_channels: int,  # of the input
     out_channels: int,  # of the output
     kernel: int,  # odd; the map keeps its size
-    norm: str,  # "gn" or "bn"
+    norm: str,  # of `NORMS`
     fill: Callable[[nn.Module], None],  # initializer of the convolution
 ) -> nn.Sequential:
-    "A convolution without bias and its normalization"
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    "A convolution and its normalization; with one the convolution needs no bias"
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
     fill(conv)
-    return nn.Sequential(conv, norm_layer(norm)(out_channels))
+    return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, norm_layer(norm)(out_channels))
 
 
 class FPN(nn.Module):
@@ -131,7 +138,7 @@ class FPN(nn.Module):
         self,
         in_channels: list[int],  # of the maps of the body
         channels: int = 256,  # of all maps of the pyramid
-        norm: str = "gn",  # "gn" or "bn"
+        norm: str = "gn",  # of `NORMS`
     ):
         super().__init__()
         self.lateral = nn.ModuleList(conv_norm(c, channels, 1, norm, xavier_fill) for c in in_channels)
@@ -157,12 +164,15 @@ class Backbone(nn.Module):
     def __init__(
         self,
         name: str = "resnet50",  # "resnet10_025" or a ResNet of timm
-        norm: str = "gn",  # "gn" or "bn"
+        norm: str = "gn",  # of `NORMS`
         channels: int = 256,  # of all maps of the pyramid
+        fpn_norm: str | None = None,  # of the FPN, of `NORMS`; None for the body's
+        fill: str = "xavier",  # initializer of the body's convolutions: "xavier" or "msra"
+        stride_in_1x1: bool = False,  # whether a bottleneck halves the map in its first 1x1 convolution
     ):
         super().__init__()
-        self.body = Body(name, norm)
-        self.fpn = FPN(self.body.channels, channels, norm)
+        self.body = Body(name, norm, fill, stride_in_1x1)
+        self.fpn = FPN(self.body.channels, channels, fpn_norm or norm)
 
     def forward(
         self,

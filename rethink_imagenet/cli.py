@@ -94,6 +94,7 @@ def plan_of(
     schedules: str = "",  # such as "2,4,6"
     backbone: str = "",  # "" leaves the model's
     norm: str = "",  # "" leaves the model's
+    precision: str = "fp32",  # "fp32" or "bf16"
     **settings: float,  # unit, batch, rate, short, long, seed; 0 leaves what suits the model
 ) -> Plan:
     "The plan of a size of model, with what was set otherwise. Raises InputError"
@@ -114,8 +115,10 @@ def plan_of(
     if min(ladder) <= 0:
         raise InputError(f'--schedules "{schedules}": lengths must be positive')
     mean, std = pixel_statistics(weights)
-    detector = replace(plan.detector, num_classes=num_classes, masks=masks, pixel_mean=mean, pixel_std=std,
-                       backbone=backbone or plan.detector.backbone, norm=norm or plan.detector.norm)  # fmt: skip
+    detector = plan.detector
+    rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
+    detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, precision=precision,
+                       backbone=backbone or detector.backbone, norm=norm or detector.norm)  # fmt: skip
     Body(detector.backbone, detector.norm)
     if "batch" in changed and "unit" not in changed:  # as many images as before: the linear rule
         changed["unit"] = round(plan.unit * plan.batch / changed["batch"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'Plan', 'iterations_to_train', 'samples_seen', 'run_schedule', 'judge', 'compare']
 
-# %% ../nbs/18_comparison.ipynb #079cada0
+# %% ../nbs/18_comparison.ipynb #4ea2b0d3
 import json
 import platform
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import nn
 
 from .backbones import Body
 from .data import Dataset, InputError, count, select, trainable
-from .detectors import Detector, DetectorConfig, build
+from .detectors import Detector, DetectorConfig, build, check_from_scratch
 from .evaluation import evaluate, predict
 from .pretraining import load_weights
 from .schedules import Schedule
@@ -45,7 +45,7 @@ class Plan:
         n: float,  # in multiples of 1x
     ) -> Schedule:
         "The n× schedule at this plan's unit, rate and batch"
-        return Schedule.times(n, self.unit, self.rate * self.batch / 16)
+        return Schedule.times(n, self.unit, self.rate * self.batch / 16, self.detector.conventions)
 
     def pace(
         self,
@@ -55,7 +55,8 @@ class Plan:
         schedule, longest = self.schedule(n), self.schedule(max(self.schedules))
         shorter = [self.schedule(m).drops[0] for m in self.schedules if m < n] if n == max(self.schedules) else []
         every = -(-longest.iterations // self.evaluations)
-        return Pace(schedule, self.batch, 20, every, max(1, min(2500, longest.iterations // 4)), tuple(shorter))
+        save, rules = max(1, min(2500, longest.iterations // 4)), self.detector.conventions
+        return Pace(schedule, self.batch, 20, every, save, rules, tuple(shorter))
 
 # %% ../nbs/18_comparison.ipynb #80e0e899
 def iterations_to_train(
@@ -136,6 +137,8 @@ def run_schedule(
     model = build(plan.detector)
     if weights:
         load_weights(model.backbone.body, weights)
+    else:
+        check_from_scratch(model)
     if trunk is not None and newest_checkpoint(folder) is None:
         branch_off(trunk, pace.schedule.drops[0], folder)
     samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long)

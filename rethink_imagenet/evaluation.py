@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'KINDS', 'coco_results', 'predict', 'evaluate_coco', 'evaluate_voc', 'evaluate']
 
-# %% ../nbs/14_evaluation.ipynb #9318e462
+# %% ../nbs/14_evaluation.ipynb #9ae65522
 import contextlib
 import io
 import json
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .data import Dataset, InputError
 from .detectors import Detector
-from .heads import encode_mask, paste_mask
+from .heads import PASTING, encode_mask
 from .transforms import EvaluationSamples, Target, evaluation_batches
 
 # %% ../nbs/14_evaluation.ipynb #252bee47
@@ -31,6 +31,7 @@ def coco_results(
     target: Target,  # of the image: image_id, size of the file
     shape: tuple[int, int],  # height and width of the image that the detector saw
     category_ids: Sequence[int],  # of label 1, 2, ...
+    pasting: str = "cells",  # of `PASTING`
 ) -> list[dict[str, Any]]:  # in COCO's results format, best first
     "Detections in one image, in pixels of the file"
     height, width = target["size"]
@@ -46,24 +47,10 @@ def coco_results(
             "score": score.item(),
         }
         if "masks" in detections:
-            mask = paste_mask(detections["masks"][i].float().cpu(), boxes[i], height, width)
+            mask = PASTING[pasting](detections["masks"][i].float().cpu(), boxes[i], height, width)
             result["segmentation"] = encode_mask(mask > 0.5)
         results.append(result)
     return results
-
-
-def _check_results(results: list[Any], truth: COCO, needed: set[str]) -> None:
-    "Raises InputError at the first detection that is not whole or is of something not annotated"
-    for i, result in enumerate(results):
-        if (
-            not isinstance(result, dict)
-            or not isinstance(result.get("score"), int | float)
-            or not needed <= result.keys()
-        ):
-            raise InputError(f"detection {i}: needs the fields score, {', '.join(sorted(needed))}")
-        image, category = result.get("image_id"), result.get("category_id")
-        if image not in truth.imgs or category not in truth.cats:
-            raise InputError(f"detection {i}: image {image} with category {category} is not in the annotations")
 
 # %% ../nbs/14_evaluation.ipynb #0cdc7d7c
 @torch.no_grad()
@@ -116,6 +103,17 @@ def _load_results(detections: str | Path | list[dict[str, Any]]) -> list[dict[st
     if not isinstance(results, list):
         raise InputError(f"{path}: no list of detections in COCO's results format")
     return results
+
+
+def _check_results(results: list[Any], truth: COCO, needed: set[str]) -> None:
+    "Raises InputError at the first detection that is not whole or is of something not annotated"
+    for i, result in enumerate(results):
+        whole = isinstance(result, dict) and needed <= result.keys()
+        if not whole or not isinstance(result.get("score"), int | float):
+            raise InputError(f"detection {i}: needs the fields score, {', '.join(sorted(needed))}")
+        image, category = result.get("image_id"), result.get("category_id")
+        if image not in truth.imgs or category not in truth.cats:
+            raise InputError(f"detection {i}: image {image} with category {category} is not in the annotations")
 
 # %% ../nbs/14_evaluation.ipynb #ea5f9270
 def evaluate_coco(

@@ -36,7 +36,7 @@ def _axis(start: Tensor, length: Tensor, limit: Tensor, bins: int, samples: int)
     upper = torch.minimum(lower + 1, limit[:, None] - 1)
     fraction = position - lower
     pixels = torch.stack([lower, upper], dim=-1).long()
-    weights = torch.stack([1 - fraction, fraction], dim=-1) * (inside[..., None] / samples)
+    weights = torch.stack([1 - fraction, fraction], dim=-1) * (inside[..., None].to(start.dtype) / samples)
     return pixels.unflatten(1, (bins, samples)).flatten(2), weights.unflatten(1, (bins, samples)).flatten(2)
 
 # %% ../nbs/07_pooling.ipynb #3ab5bd8d
@@ -59,18 +59,23 @@ class _WeightedRows(torch.autograd.Function):
         return F.embedding_bag(bins, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
 
 # %% ../nbs/07_pooling.ipynb #0979e526
+def _places(rois: Tensor, level: Tensor, aligned: bool) -> tuple[Tensor, Tensor]:
+    "Upper left corners [N, 2] and sizes [N, 2], x before y, in pixels of the map of their level"
+    scale = 0.25 * 0.5 ** level[:, None]
+    corners = rois[:, 1:3] * scale - 0.5 * aligned
+    sizes = (rois[:, 3:] - rois[:, 1:3]) * scale
+    return corners, sizes.clamp(min=0.0 if aligned else 1.0)
+
+
 def _rows_and_weights(
-    shapes: list[tuple[int, int]], images: int, rois: Tensor, level: Tensor, bins: int, samples: int, aligned: bool
+    shapes: Tensor, images: int, rois: Tensor, level: Tensor, bins: int, samples: tuple[int, int], aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    "Rows [N * bins * bins, 16] of the table of all pixels that each bin sums, and their weights"
-    sides = torch.tensor(shapes, device=rois.device)
-    first = torch.cumsum(torch.cat([sides.new_zeros(1), images * sides.prod(dim=1)]), dim=0)
-    height, width = sides[level].unbind(1)
-    scale = 0.25 * 0.5**level
-    x1, y1, x2, y2 = (rois[:, 1:] * scale[:, None] - 0.5 * aligned).unbind(1)
-    smallest = 0.0 if aligned else 1.0
-    columns, across = _axis(x1, (x2 - x1).clamp(min=smallest), width, bins, samples)
-    lines, down = _axis(y1, (y2 - y1).clamp(min=smallest), height, bins, samples)
+    "Rows [N * bins * bins, 4 * samples] of the table of all pixels that each bin sums, and their weights"
+    first = torch.cumsum(torch.cat([shapes.new_zeros(1), images * shapes.prod(dim=1)]), dim=0)
+    height, width = shapes[level].unbind(1)
+    corners, sizes = _places(rois, level, aligned)
+    columns, across = _axis(corners[:, 0], sizes[:, 0], width, bins, samples[0])
+    lines, down = _axis(corners[:, 1], sizes[:, 1], height, bins, samples[1])
     origin = first[level] + rois[:, 0].long() * height * width
     start = origin[:, None, None] + lines * width[:, None, None]
     rows = start[:, :, None, :, None] + columns[:, None, :, None, :]
@@ -79,14 +84,25 @@ def _rows_and_weights(
 
 
 def _roi_align_bag(
-    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, samples: int, aligned: bool
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    "RoIAlign of all levels as one embedding bag"
+    "RoIAlign of all levels as one embedding bag; with as many samples as pixels, one for each number of samples"
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
-    shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-    rows, weights = _rows_and_weights(shapes, len(features[0]), rois, level, bins, samples, aligned)
-    bags = _WeightedRows.apply(table, rows, weights.to(table.dtype))
-    return bags.view(len(rois), bins, bins, table.shape[1]).permute(0, 3, 1, 2)
+    shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
+    out = table[:0, None].expand(-1, bins * bins, -1)  # of no regions, but with a gradient
+    out = torch.cat([out, table.new_zeros((len(rois), *out.shape[1:]))])
+    numbers = torch.full_like(rois[:, :2], sampling_ratio)
+    if sampling_ratio <= 0:
+        numbers = (_places(rois, level, aligned)[1] / bins).ceil()
+    for across, down in numbers.unique(dim=0).int().tolist():
+        here = torch.where((numbers[:, 0] == across) & (numbers[:, 1] == down))[0]
+        if across and down:
+            rows, weights = _rows_and_weights(
+                shapes, len(features[0]), rois[here], level[here], bins, (across, down), aligned
+            )
+            bags = _WeightedRows.apply(table, rows, weights.to(table.dtype)).unflatten(0, (len(here), bins * bins))
+            out = bags if len(here) == len(rois) else out.index_copy(0, here, bags)
+    return out.unflatten(1, (bins, bins)).permute(0, 3, 1, 2)
 
 # %% ../nbs/07_pooling.ipynb #abfe572b
 def _roi_align_levels(
@@ -105,7 +121,7 @@ def roi_align_pyramid(
     features: Sequence[Tensor],  # P2, P3, ...: [B, C, H, W] each, at strides 4, 8, ...
     rois: Tensor,  # [N, 5]: position of the image in the batch, x1, y1, x2, y2 in pixels of the image
     output_size: int,  # bins along each side
-    sampling_ratio: int = 2,  # samples along each side of a bin
+    sampling_ratio: int = 2,  # samples along each side of a bin; 0 for as many as it has pixels, rounded up
     aligned: bool = False,  # shift by half a pixel, so that pixel centres are at .5 (Detectron: no)
     canonical: int = 224,  # size of a region that belongs to P4, in pixels
 ) -> Tensor:  # [N, C, output_size, output_size]

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['RATIOS', 'anchor_forms', 'level_anchors', 'RPNHead', 'anchor_targets', 'proposal_losses', 'select_proposals', 'RPN']
 
-# %% ../nbs/06_proposals.ipynb #26b2b32e
+# %% ../nbs/06_proposals.ipynb #0ef650ec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from .backbones import gaussian_fill
-from .boxes import RPN_WEIGHTS, decode, draw, encode, match
+from .boxes import RPN_WEIGHTS, decode, draw, encode, match, shares, widened
+from .conventions import DETECTRON, Conventions
 from .transforms import Target
 
 # %% ../nbs/06_proposals.ipynb #21494822
@@ -22,11 +23,16 @@ RATIOS = (0.5, 1.0, 2.0)  # height : width
 def anchor_forms(
     stride: int,  # of the level in pixels
     scale: int = 8,  # size of the anchors over the stride
+    rounding: str = "stride",  # "stride", "half" or "none", as in `Conventions.anchor_rounding`
 ) -> Tensor:  # [3, 2] widths and heights in pixels
-    "The sides of a level's anchors, rounded as Detectron does (RPN_ASPECT_RATIOS, RPN_ANCHOR_START_SIZE)"
-    widths = [round((stride**2 / ratio) ** 0.5) for ratio in RATIOS]
-    heights = [round(width * ratio) for width, ratio in zip(widths, RATIOS, strict=True)]
-    return scale * torch.tensor([widths, heights], dtype=torch.float32).T
+    "The sides of a level's anchors (Detectron's RPN_ASPECT_RATIOS, RPN_ANCHOR_START_SIZE)"
+    if rounding == "stride":
+        widths = [round((stride**2 / ratio) ** 0.5) for ratio in RATIOS]
+        heights = [round(width * ratio) for width, ratio in zip(widths, RATIOS, strict=True)]
+        return scale * torch.tensor([widths, heights], dtype=torch.float32).T
+    root = torch.tensor(RATIOS).sqrt()
+    sides = scale * stride * torch.stack([1 / root, root], dim=1)
+    return 2 * (sides / 2).round() if rounding == "half" else sides
 
 
 def level_anchors(
@@ -34,11 +40,16 @@ def level_anchors(
     width: int,  # of the map
     stride: int,  # of the map in pixels
     scale: int = 8,  # size of the anchors over the stride
+    conventions: Conventions = DETECTRON,  # rounding, offset and strides
+    image: tuple[int, int] | None = None,  # height and width of the padded batch, for strides of the map
 ) -> Tensor:  # [height * width * 3, 4] in pixels, row by row, the three forms of a position together
     "All anchors of one level"
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    centres = stride * (torch.stack([x, y], dim=-1).float() + 0.5)
-    half = anchor_forms(stride, scale) / 2
+    steps = torch.tensor([stride, stride])
+    if conventions.anchor_strides == "map" and image is not None:
+        steps = torch.tensor([image[1] // width, image[0] // height])
+    centres = steps * (torch.stack([x, y], dim=-1).float() + conventions.anchor_offset)
+    half = anchor_forms(stride, scale, conventions.anchor_rounding) / 2
     corners = torch.cat([centres[..., None, :] - half, centres[..., None, :] + half], dim=-1)
     return corners.reshape(-1, 4)
 
@@ -67,6 +78,17 @@ class RPNHead(nn.Module):
         codes = [self.code(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
         return logits, codes
 
+# %% ../nbs/06_proposals.ipynb #7196f4b1
+def _background(
+    kind: Tensor, overlap: Tensor, number: int, generator: torch.Generator | None, repeated: bool
+) -> Tensor:
+    "Positions of the anchors that are drawn as background"
+    if not repeated:
+        return draw(torch.where(kind == 0)[0], number, generator)
+    candidates = torch.where(overlap < 0.3)[0]
+    chosen = torch.randint(max(1, len(candidates)), (number if len(candidates) else 0,), generator=generator)
+    return candidates[chosen.to(candidates.device)]
+
 # %% ../nbs/06_proposals.ipynb #f7068982
 def anchor_targets(
     anchors: Tensor,  # [A, 4] in pixels, of all levels
@@ -74,20 +96,19 @@ def anchor_targets(
     size: tuple[int, int],  # height and width of the image in pixels
     number: int = 256,  # anchors to draw (Detectron's RPN_BATCH_SIZE_PER_IM)
     generator: torch.Generator | None = None,  # None for PyTorch's global one
+    conventions: Conventions = DETECTRON,  # which anchors may learn, and how background is drawn
 ) -> tuple[Tensor, Tensor]:  # kind [A]: 1, 0 or -1 for not drawn; object [A] that each overlaps most
     "A sample of anchors to learn from, in one image"
     height, width = size
     objects = target["boxes"][~target["crowd"]]
     x1, y1, x2, y2 = anchors.unbind(1)
-    inside = torch.where((x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height))[0]
+    within = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
+    inside = torch.where(within | conventions.straddling)[0]
     kind, which, overlap = match(box_iou(objects, anchors[inside]), 0.7, 0.3, best_too=True)
     positive = draw(torch.where(kind == 1)[0], number // 2, generator)
-    negative = torch.where(overlap < 0.3)[0]
     drawn = torch.full_like(kind, -1)
     drawn[positive] = 1
-    if len(negative):
-        chosen = torch.randint(len(negative), (number - len(positive),), generator=generator)
-        drawn[negative[chosen.to(negative.device)]] = 0
+    drawn[_background(kind, overlap, number - len(positive), generator, conventions.repeated_background)] = 0
     all_kinds = anchors.new_full((len(anchors),), -1, dtype=torch.int64)
     all_objects = torch.zeros_like(all_kinds)
     all_kinds[inside], all_objects[inside] = drawn, which
@@ -102,21 +123,31 @@ def proposal_losses(
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     generators: list[torch.Generator | None],  # of each image
     number: int = 256,  # anchors to draw from each image
+    conventions: Conventions = DETECTRON,  # sampling, normalizers and beta
 ) -> dict[str, Tensor]:  # scalars
-    "The two losses of the region proposal network (Detectron's normalizers)"
-    objectness, regression = logits.sum() * 0, codes.sum() * 0
-    for b, (target, size, generator) in enumerate(zip(targets, sizes, generators, strict=True)):
-        kind, which = anchor_targets(anchors, target, size, number, generator)
-        drawn, positive = torch.where(kind >= 0)[0], torch.where(kind == 1)[0]
-        truth = kind[drawn].to(logits.dtype)
-        objectness = objectness + F.binary_cross_entropy_with_logits(logits[b, drawn], truth, reduction="sum")
-        if len(positive):
-            objects = target["boxes"][~target["crowd"]][which[positive]]
-            wanted = encode(objects, anchors[positive], RPN_WEIGHTS)
-            loss = F.smooth_l1_loss(codes[b, positive], wanted, beta=1 / 9, reduction="sum")
-            regression = regression + loss / len(drawn)
-    images = len(targets)
-    return {"loss_objectness": objectness / (number * images), "loss_rpn_box_reg": regression / images}
+    "The two losses of the region proposal network"
+    c, images = conventions, len(targets)
+    parts = zip(targets, sizes, generators, strict=True)
+    sampled = [anchor_targets(anchors, target, size, number, generator, c) for target, size, generator in parts]
+    kind, which = (torch.stack(columns) for columns in zip(*sampled, strict=True))
+    image, drawn = torch.where(kind >= 0)
+    truth = kind[image, drawn].to(logits.dtype)
+    objectness = F.binary_cross_entropy_with_logits(logits[image, drawn], truth, reduction="none")
+    positive = truth == 1
+    objects = [
+        target["boxes"][~target["crowd"]][which[b, drawn[positive & (image == b)]]] for b, target in enumerate(targets)
+    ]
+    wanted = encode(torch.cat(objects), anchors[drawn[positive]], RPN_WEIGHTS)
+    regression = F.smooth_l1_loss(codes[image, drawn][positive], wanted, beta=c.rpn_beta, reduction="none").sum(dim=1)
+    weights = {
+        "number": torch.full_like(truth, 1 / (number * images)),
+        "drawn": shares(image, images, c.normalize_over),
+        "drawn in image": shares(image, images, "image"),
+    }
+    return {
+        "loss_objectness": (objectness * weights[c.objectness_over]).sum(),
+        "loss_rpn_box_reg": (regression * weights[c.rpn_box_over][positive]).sum(),
+    }
 
 # %% ../nbs/06_proposals.ipynb #5c4433a5
 @torch.no_grad()
@@ -127,22 +158,28 @@ def select_proposals(
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     pre_nms: int = 2000,  # anchors of a level that enter suppression (RPN_PRE_NMS_TOP_N)
     post_nms: int = 1000,  # proposals of an image (RPN_POST_NMS_TOP_N)
+    conventions: Conventions = DETECTRON,  # smallest side, and whether the number is an image's or the batch's
 ) -> list[Tensor]:  # for each image [P, 4] in pixels, best first
     "The proposals of each image"
     boxes, scores, levels = [], [], []
     for level, (fixed, logit, code) in enumerate(zip(anchors, logits, codes, strict=True)):
-        score, top = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
-        boxes.append(decode(code.gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
+        score, top = widened(logit).topk(min(pre_nms, logit.shape[1]), dim=1)
+        boxes.append(decode(widened(code).gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
         scores.append(score)
         levels.append(torch.full_like(top, level))
-    all_boxes, all_scores, all_levels = (torch.cat(parts, dim=1) for parts in (boxes, scores, levels))
-    proposals = []
-    for image, score, level, size in zip(all_boxes, all_scores, all_levels, sizes, strict=True):
+    proposals, ranks = [], []
+    together = [torch.cat(parts, dim=1) for parts in (boxes, scores, levels)]
+    for image, score, level, size in zip(*together, sizes, strict=True):
         image = clip_boxes_to_image(image, size)
-        large = ((image[:, 2:] - image[:, :2]) >= 1).all(dim=1)
+        large = ((image[:, 2:] - image[:, :2]) >= conventions.smallest_proposal).all(dim=1)
         image, score, level = image[large], score[large], level[large]
-        proposals.append(image[batched_nms(image, score, level, 0.7)[:post_nms]])
-    return proposals
+        kept = batched_nms(image, score, level, 0.7)
+        proposals.append(image[kept])
+        ranks.append(score[kept])
+    if conventions.post_nms_over == "batch" and any(map(len, ranks)):
+        last = torch.cat(ranks).sort(descending=True).values[: post_nms * len(sizes)].amin()
+        return [image[score >= last] for image, score in zip(proposals, ranks, strict=True)]
+    return [image[:post_nms] for image in proposals]
 
 # %% ../nbs/06_proposals.ipynb #529633ee
 class RPN(nn.Module):
@@ -155,12 +192,23 @@ class RPN(nn.Module):
         anchor_scale: int = 8,  # size of the anchors over the stride
         number: int = 256,  # anchors to draw from each image in training
         pre_nms: tuple[int, int] = (2000, 1000),  # of each level, in training and in testing
-        post_nms: int = 1000,  # proposals of each image
+        conventions: Conventions = DETECTRON,  # anchors, proposals and losses
     ):
         super().__init__()
         self.head = RPNHead(channels)
         self.strides, self.anchor_scale, self.number = strides, anchor_scale, number
-        self.pre_nms, self.post_nms = pre_nms, post_nms
+        self.pre_nms, self.conventions = pre_nms, conventions
+
+    def anchors(
+        self,
+        pyramid: list[Tensor],  # [B, C, H, W] for each level
+    ) -> list[Tensor]:  # [A, 4] of each level, in pixels
+        "The anchors of all levels"
+        image = pyramid[0].shape[2] * self.strides[0], pyramid[0].shape[3] * self.strides[0]
+        return [
+            level_anchors(*level.shape[2:], stride, self.anchor_scale, self.conventions, image).to(level.device)
+            for level, stride in zip(pyramid, self.strides, strict=True)
+        ]
 
     def forward(
         self,
@@ -170,13 +218,10 @@ class RPN(nn.Module):
         generators: list[torch.Generator | None] | None = None,  # of the images, in training
     ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image in pixels; losses
         "Proposals, and the losses where targets are given"
-        logits, codes = self.head(pyramid)
-        anchors = [
-            level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scale).to(level.device)
-            for level, stride in zip(pyramid, self.strides, strict=True)
-        ]
-        proposals = select_proposals(anchors, logits, codes, sizes, self.pre_nms[not self.training], self.post_nms)
+        anchors, (logits, codes) = self.anchors(pyramid), self.head(pyramid)
+        numbers = self.pre_nms[not self.training], self.conventions.post_nms[not self.training]
+        proposals = select_proposals(anchors, logits, codes, sizes, *numbers, self.conventions)
         if targets is None or generators is None:
             return proposals, {}
-        everywhere = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(codes, dim=1)
-        return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number)
+        everywhere = torch.cat(anchors), widened(torch.cat(logits, dim=1)), widened(torch.cat(codes, dim=1))
+        return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, self.conventions)

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['Schedule']
 
-# %% ../nbs/11_schedules.ipynb #02727172
+# %% ../nbs/11_schedules.ipynb #c8a28048
 from dataclasses import dataclass, replace
+
+from .conventions import DETECTRON, Conventions
 
 # %% ../nbs/11_schedules.ipynb #2dc3319a
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Schedule:
     rate: float = 0.02  # full learning rate
     factor: float = 0.1  # that each drop multiplies the rate with
     warmup: int = 500  # iterations until the full rate is reached
+    warmup_factor: float = 1 / 3  # of the full rate, at the start
 
     @classmethod
     def times(
@@ -25,11 +28,13 @@ class Schedule:
         n: float,  # length in multiples of 1×, > 0
         unit: int = 90_000,  # iterations of 1×
         rate: float = 0.02,  # full learning rate
+        conventions: Conventions = DETECTRON,  # warm-up
     ) -> "Schedule":
         "The n× schedule, 1× having `unit` iterations; the drops keep their distance from the end (paper, Sec. 4)"
         iterations = round(n * unit)
         drops = tuple(iterations - round(min(n, 2) * unit * last / 18) for last in (6, 2))
-        return cls(iterations, drops, rate, warmup=min(500, unit // 3))
+        warmup = min(conventions.warmup, unit // 3)
+        return cls(iterations, drops, rate, warmup=warmup, warmup_factor=conventions.warmup_factor)
 
     def lr(
         self,
@@ -37,7 +42,8 @@ class Schedule:
     ) -> float:
         "The learning rate of an iteration"
         lowered = self.rate * self.factor ** sum(iteration >= drop for drop in self.drops)
-        return lowered * min(1.0, 1 / 3 + 2 / 3 * iteration / max(1, self.warmup))
+        done = min(1.0, iteration / max(1, self.warmup))
+        return lowered * (self.warmup_factor * (1 - done) + done)
 
     def for_batch(
         self,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['parameter_groups', 'optimizer_of', 'set_rate', 'Diverged', 'step', 'write_atomically', 'save_checkpoint',
-           'read_tensors', 'load_state', 'RunLog', 'read_log', 'Progress', 'Pace', 'seed_everything',
+           'read_tensors', 'check_fit', 'load_state', 'RunLog', 'read_log', 'Progress', 'Pace', 'seed_everything',
            'newest_checkpoint', 'restore', 'train', 'branch_off']
 
-# %% ../nbs/12_training.ipynb #f8c8e56e
+# %% ../nbs/12_training.ipynb #08edae91
 import json
 import math
 import os
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from .conventions import DETECTRON, Conventions
 from .data import InputError
 from .schedules import Schedule
 from .transforms import Target, training_batches
@@ -34,29 +35,30 @@ from .transforms import Target, training_batches
 def parameter_groups(
     model: nn.Module,  # to be trained
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
+    conventions: Conventions = DETECTRON,  # of biases and norms
 ) -> list[dict[str, Any]]:  # for torch.optim; `multiplier` scales the learning rate
-    "Weights, norms' scales, and biases, as Detectron treats them (BIAS_DOUBLE_LR, BIAS_WEIGHT_DECAY, WEIGHT_DECAY_GN)"
-    weights: list[nn.Parameter] = []
-    scales: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    "Weights, biases, norms' scales and shifts (Detectron's BIAS_DOUBLE_LR, BIAS_WEIGHT_DECAY, WEIGHT_DECAY_GN)"
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(norm, bias): [] for norm in (0, 1) for bias in (0, 1)}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
-                (biases if name == "bias" else scales if norm else weights).append(parameter)
-    return [
-        {"params": weights, "weight_decay": decay, "multiplier": 1.0},
-        {"params": scales, "weight_decay": 0.0, "multiplier": 1.0},
-        {"params": biases, "weight_decay": 0.0, "multiplier": 2.0},
-    ]
+                parts[norm, name == "bias"].append(parameter)
+    groups = []
+    for (norm, bias), parameters in parts.items():
+        decayed = conventions.decay_norms if norm else conventions.decay_biases if bias else True
+        multiplier = conventions.bias_rate if bias else 1.0
+        groups.append({"params": parameters, "weight_decay": decay * decayed, "multiplier": multiplier})
+    return groups
 
 
 def optimizer_of(
     model: nn.Module,  # to be trained
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
+    conventions: Conventions = DETECTRON,  # of biases and norms
 ) -> torch.optim.SGD:
     "SGD with momentum 0.9; the learning rate is set in every iteration by `set_rate`"
-    return torch.optim.SGD(parameter_groups(model, decay), lr=0.0, momentum=0.9, fused=True)
+    return torch.optim.SGD(parameter_groups(model, decay, conventions), lr=0.0, momentum=0.9, fused=True)
 
 
 def set_rate(
@@ -143,21 +145,29 @@ def read_tensors(
     return content
 
 
-def load_state(
-    model: nn.Module,  # to be filled
+def check_fit(
     state: dict[str, Tensor],  # names and tensors
-    path: Path,  # where it is from, for the message
+    wanted: dict[str, torch.Size],  # names and shapes
+    source: Path | str,  # of the tensors, for the message
 ) -> None:
-    "Load weights that must fit exactly. Raises InputError that names what does not"
-    wanted = model.state_dict()
+    "Raises InputError that names the tensors which are missing, left over, or of another shape"
     wrong = [f"{name} is missing" for name in wanted if name not in state]
     wrong += [f"{name} is left over" for name in state if name not in wanted]
     for name, tensor in state.items():
-        if name in wanted and tensor.shape != wanted[name].shape:
-            wrong.append(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}")
+        if name in wanted and tensor.shape != wanted[name]:
+            wrong.append(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name])}")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{path}: weights of another model: {'; '.join(wrong[:3])}{more}")
+        raise InputError(f"{source}: weights of another model: {'; '.join(wrong[:3])}{more}")
+
+
+def load_state(
+    model: nn.Module,  # to be filled
+    state: dict[str, Tensor],  # names and tensors
+    source: Path | str,  # of the tensors, for the message
+) -> None:
+    "Load weights that must fit exactly. Raises InputError that names what does not"
+    check_fit(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
     model.load_state_dict(state)
 
 # %% ../nbs/12_training.ipynb #6e954adc
@@ -242,6 +252,7 @@ class Pace:
     log_every: int = 20  # iterations
     evaluate_every: int = 5000  # iterations
     save_every: int = 2500  # iterations
+    conventions: Conventions = DETECTRON  # of the optimizer
     branches: tuple[int, ...] = ()  # after these iterations a checkpoint is kept for other schedules to go on from
 
     def due(
@@ -320,7 +331,8 @@ def train(
     workers: int = 2,  # processes that decode and augment
 ) -> list[dict[str, Any]]:  # the lines of the log
     "Train to the end of the schedule, from the folder's newest checkpoint if there is one. Raises InputError, Diverged"
-    optimizer, about, newest = optimizer_of(model), about or {}, newest_checkpoint(folder)
+    optimizer = optimizer_of(model, conventions=pace.conventions)
+    about, newest = about or {}, newest_checkpoint(folder)
     start = restore(newest, model, optimizer, about) if newest else 0
     log, total, losses = RunLog(folder, start), pace.schedule.iterations, []
     progress, seconds, mark = Progress(folder.name, total, start), log.seconds, time.perf_counter()

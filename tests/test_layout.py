@@ -27,7 +27,7 @@ def number_of_module() -> dict[str, str]:
     for notebook in NOTEBOOKS:
         for source in code_of(notebook):
             if found := re.search(r"#\| default_exp (\w+)", source):
-                numbers[found[1]] = notebook.name[:2]
+                numbers[found[1]] = notebook.name.split("_")[0]
     return numbers
 
 
@@ -40,7 +40,7 @@ def test_a_notebook_imports_only_earlier_ones(notebook: Path) -> None:
     numbers = number_of_module()
     for source in code_of(notebook):
         for module in re.findall(r"^\s*from rethink_imagenet\.(\w+) import", source, flags=re.MULTILINE):
-            assert numbers[module] < notebook.name[:2], f"{notebook.name} imports {module}"
+            assert numbers[module] < notebook.name.split("_")[0], f"{notebook.name} imports {module}"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetw
 from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
 from rethink_imagenet.boxes import encode
+from rethink_imagenet.conventions import DETECTRON
 from rethink_imagenet.data import read_coco
 from rethink_imagenet.detectors import DEMO, build, mask_rcnn
 from rethink_imagenet.evaluation import evaluate_coco, evaluate_voc, predict
@@ -26,7 +28,7 @@ from rethink_imagenet.transforms import EvaluationSamples
 def test_proposals_are_torchvisions() -> None:
     """Same weights and same anchors give the same proposals, scores aside, for two images of different size."""
     torch.manual_seed(0)
-    ours = RPN(16, anchor_scale=4, post_nms=60).eval()
+    ours = RPN(16, anchor_scale=4, conventions=replace(DETECTRON, post_nms=(60, 60))).eval()
     generator = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
     head = TorchvisionRPNHead(16, 3)
     theirs = RegionProposalNetwork(
