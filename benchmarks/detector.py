@@ -1,0 +1,303 @@
+"""The paper's Mask R-CNN beside torchvision's parts (and detectron2, where it imports): time, memory, ratios.
+
+python benchmarks/detector.py            all of it, about 20 minutes on two cores
+python benchmarks/detector.py step       one part: step, inference, pooling, memory, data or evaluation
+python benchmarks/detector.py --write    all of it, and the table into nbs/index.ipynb
+"""
+
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from rethink_imagenet.conversion import to_torchvision, torchvision_model
+from rethink_imagenet.data import read_splits
+from rethink_imagenet.detectors import Detector, DetectorConfig
+from rethink_imagenet.evaluation import evaluate_coco
+from rethink_imagenet.heads import bitmaps_of
+from rethink_imagenet.pooling import roi_align_pyramid
+from rethink_imagenet.training import optimizer_of, set_rate
+from rethink_imagenet.transforms import TrainingSamples, training_batches
+
+ROOT = Path(__file__).parent.parent
+Sample = tuple[list[Tensor], list[dict[str, Any]]]
+Row = tuple[str, str, str, str]  # what, ours, the other's, ratio
+
+
+def alternate(repetitions: int, **contenders: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each contender, taking turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(repetitions + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects: int = 8) -> Sample:
+    """Smooth noise with elliptic objects of all sizes, with polygons for us and bitmaps for torchvision."""
+    from rethink_imagenet.data import Polygons
+
+    rng, targets, pictures = np.random.default_rng(0), [], []
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    for b in range(images):
+        coarse = torch.from_numpy(rng.random((1, 3, 15, 20), np.float32))
+        pictures.append(nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0])
+        radius = np.exp(rng.uniform(np.log(12), np.log(150), (objects, 2)))
+        centre = rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height), (objects, 2))
+        rings = centre[:, None] + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        rings = rings.clip(0, (width, height)).astype(np.float32)
+        boxes = np.concatenate([rings.min(axis=1), rings.max(axis=1)], axis=1)
+        polygons = Polygons.pack([[ring] for ring in rings])
+        target = {"boxes": torch.from_numpy(boxes), "labels": torch.arange(objects) + 1, "polygons": polygons}
+        bitmaps = bitmaps_of(polygons, height, width)
+        targets.append(target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "seed": b, "image_id": b})
+    return pictures, targets
+
+
+def contenders(precision: str, channels_last: bool = True) -> tuple[Detector, nn.Module]:
+    """Our R50-FPN GN 4conv1fc Mask R-CNN and torchvision's, with the same weights."""
+    torch.manual_seed(0)
+    ours = Detector(DetectorConfig(precision=precision))
+    theirs = torchvision_model(ours.config)
+    theirs.load_state_dict(to_torchvision(ours))
+    return ours, theirs.to(memory_format=torch.channels_last) if channels_last else theirs
+
+
+def stepper(model: nn.Module, batch: Sample, precision: str) -> Callable[[], None]:
+    """A function that makes one training step."""
+    images, targets = batch
+    if isinstance(model, Detector):
+        optimizer: torch.optim.Optimizer = optimizer_of(model)
+        set_rate(optimizer, 1e-4)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        targets = [{key: t[key] for key in ("boxes", "labels", "masks")} for t in targets]
+    own = isinstance(model, Detector) or precision == "fp32"
+    model.train()
+
+    def step() -> None:
+        with nullcontext() if own else torch.autocast("cpu", torch.bfloat16):
+            losses = model(images, targets)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def multiply_adds(model: nn.Module, run: Callable[[], object]) -> float:
+    """FLOP of the convolutions and linear layers of a forward pass (two for each multiply-add)."""
+    total, hooks = 0.0, []
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        positions = output.numel() / output.shape[1]
+        if isinstance(module, nn.ConvTranspose2d):
+            positions /= weight.shape[2] * weight.shape[3]
+        total += 2 * positions * weight.numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            hooks.append(module.register_forward_hook(count))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def peak_rate(kind: torch.dtype) -> float:
+    """FLOP/s of a 3x3 convolution with 256 channels in channels_last."""
+    x = torch.randn(2, 256, 120, 160, dtype=kind).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(kind).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        seconds = alternate(7, conv=lambda: conv(x))["conv"]
+    return 2 * x.numel() * 256 * 9 / seconds
+
+
+def measure_step() -> Iterator[Row]:
+    """Training step on two images of 480x640 with 512 regions each."""
+    batch = made_up_batch()
+    runs: dict[str, Callable[[], None]] = {}
+    models = {"fp32": contenders("fp32"), "bf16": contenders("bf16")}
+    for precision, (ours, theirs) in models.items():
+        runs[f"ours {precision}"] = stepper(ours, batch, precision)
+        runs[f"theirs {precision}"] = stepper(theirs, batch, precision)
+    runs["theirs default"] = stepper(contenders("fp32", channels_last=False)[1], batch, "fp32")
+    flop = 3 * multiply_adds(models["fp32"][0], lambda: models["fp32"][0](*batch))
+    t = alternate(5, **runs)
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        mine, other = t[f"ours {precision}"], t[f"theirs {precision}"]
+        yield f"training step, {precision}", f"{mine:.2f} s", f"{other:.2f} s", f"{other / mine:.2f}"
+        floor = flop / peak_rate(kind)
+        yield f"of it the convolution floor, {precision}", f"{floor:.2f} s", "", f"{100 * floor / mine:.0f} %"
+    auto, default = t["ours bf16"], t["theirs default"]
+    yield "training step, ours auto, theirs default", f"{auto:.2f} s", f"{default:.2f} s", f"{default / auto:.2f}"
+
+
+def measure_inference() -> Iterator[Row]:
+    """Detection in one image of 480x640, masks pasted."""
+    images = made_up_batch(images=1)[0]
+    for precision in ("fp32", "bf16"):
+        ours, theirs = (model.eval() for model in contenders(precision))
+        context = nullcontext() if precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
+
+        def detect(model: nn.Module, around: Any) -> None:
+            with torch.no_grad(), around:
+                model(images)
+
+        t = alternate(7, ours=lambda: detect(ours, nullcontext()), theirs=lambda: detect(theirs, context))  # noqa: B023
+        yield f"inference, {precision}", f"{t['ours']:.2f} s", f"{t['theirs']:.2f} s", f"{t['theirs'] / t['ours']:.2f}"
+
+
+def measure_pooling() -> Iterator[Row]:
+    """RoIAlign forward and backward on 120x160 maps with 256 channels, two images, 1024 regions of 7x7 bins."""
+    torch.manual_seed(0)
+    feature = torch.randn(2, 256, 120, 160).to(memory_format=torch.channels_last).requires_grad_()
+    corners = torch.rand(1024, 2) * torch.tensor([500, 340])
+    rois = torch.cat([torch.randint(2, (1024, 1)), corners, corners + 4 + 108 * torch.rand(1024, 2)], dim=1)
+    weight = torch.randn(1024, 256, 7, 7)
+    t = alternate(
+        7,
+        ours=lambda: (roi_align_pyramid([feature], rois, 7) * weight).sum().backward(),
+        theirs=lambda: (roi_align(feature, rois, 7, 0.25, 2) * weight).sum().backward(),
+    )
+    mine, other = 1e3 * t["ours"], 1e3 * t["theirs"]
+    yield "RoIAlign, forward and backward", f"{mine:.0f} ms", f"{other:.0f} ms", f"{other / mine:.1f}"
+
+
+def peak_memory(which: str) -> float:
+    """GB that a process of its own takes at most for two training steps of one contender."""
+    code = (
+        "import resource, sys; sys.path.insert(0, 'benchmarks'); import detector\n"
+        f"step = detector.stepper(detector.contenders('fp32')[{which == 'theirs'}], detector.made_up_batch(), 'fp32')\n"
+        "step(); step(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def measure_memory() -> Iterator[Row]:
+    """Peak memory of a training step."""
+    mine, other = peak_memory("ours"), peak_memory("theirs")
+    yield "peak memory of a training step, fp32", f"{mine:.1f} GB", f"{other:.1f} GB", f"{other / mine:.2f}"
+
+
+def measure_data() -> Iterator[Row]:
+    """Photographs from JPEG to a batch with targets, shorter side 800, two worker processes."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+    from torchvision.transforms import v2
+
+    folder = ROOT.parent / "shared" / "data" / "coco_mini_by"
+    if not folder.is_dir():
+        return
+    train, _ = read_splits(folder)
+    steps = [v2.Resize(800, max_size=1333), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    raw = CocoDetection(str(train.folder), str(train.source), transforms=v2.Compose(steps))
+    reference = wrap_dataset_for_transforms_v2(raw, target_keys=("boxes", "labels", "masks"))
+    number = len(train) // 2 * 2
+
+    def ours() -> None:
+        for _ in training_batches(TrainingSamples(train), 2, 0, number // 2, workers=2):
+            pass
+
+    def theirs() -> None:
+        for _ in DataLoader(reference, batch_size=2, num_workers=2, collate_fn=list):
+            pass
+
+    t = alternate(3, ours=ours, theirs=theirs)
+    mine, other = number / t["ours"], len(raw) / t["theirs"]
+    yield "data, JPEG to batch", f"{mine:.1f} images/s", f"{other:.1f} images/s", f"{mine / other:.2f}"
+
+
+def val_sized() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Boxes of 5000 images with 36,000 objects of 80 classes, and 100 detections in each image."""
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "width": 640, "height": 480} for i in range(5000)]
+    annotations, detections = [], []
+    for i in range(5000):
+        number = int(rng.poisson(7.2))
+        boxes = np.concatenate([rng.uniform(0, 400, (number, 2)), rng.uniform(8, 200, (number, 2))], axis=1)
+        labels = rng.integers(1, 81, number)
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": label, "bbox": box,
+                                "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
+        for k in range(100):
+            near = number and k < 3 * number
+            box = boxes[k % number] + rng.normal(0, 12, 4) if near else rng.uniform(8, 300, 4)
+            label = int(labels[k % number]) if near else int(rng.integers(1, 81))
+            detections.append({"image_id": i, "category_id": label, "bbox": np.maximum(box, 1).tolist(),
+                               "score": float(rng.random())})  # fmt: skip
+    categories = [{"id": c, "name": str(c)} for c in range(1, 81)]
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
+
+
+def measure_evaluation() -> Iterator[Row]:
+    """COCO's metrics for boxes of a set as large as val2017."""
+    truth, detections = val_sized()
+    t = alternate(
+        1,
+        ours=lambda: evaluate_coco(truth, detections, ["box"]),
+        theirs=lambda: evaluate_coco(truth, detections, ["box"], exact_reference=True),
+    )
+    mine, other = t["ours"], t["theirs"]
+    yield "COCO evaluation, 5000 images (theirs: pycocotools)", f"{mine:.0f} s", f"{other:.0f} s", f"{other / mine:.1f}"
+
+
+PARTS = {
+    "step": measure_step, "inference": measure_inference, "pooling": measure_pooling,
+    "memory": measure_memory, "data": measure_data, "evaluation": measure_evaluation,
+}  # fmt: skip
+
+
+def machine() -> str:
+    """Processor, cores and versions."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    name = found[1] if found else platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what was asked for, print a table, and with --write put it into nbs/index.ipynb."""
+    write = "--write" in arguments
+    names = [name for name in arguments if name != "--write"] or list(PARTS)
+    lines = ["| | ours | torchvision | ratio |", "|---|---|---|---|"]
+    print(*lines, sep="\n", flush=True)
+    for name in names:
+        for row in PARTS[name]():
+            lines.append(f"| {' | '.join(row)} |")
+            print(lines[-1], flush=True)
+    print(machine())
+    if write:
+        path = ROOT / "nbs" / "index.ipynb"
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            text = "".join(cell["source"])
+            if "| | ours | torchvision | ratio |" in text:
+                head, _, rest = text.partition("| | ours |")
+                tail = rest.partition("\n\n")[2].partition("\n\n")[2]
+                text = head + "\n".join(lines) + f"\n\nMedians of one run on {machine()}.\n\n" + tail
+                cell["source"] = text.rstrip().splitlines(keepends=True)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
