@@ -65,7 +65,9 @@ def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects:
         polygons = Polygons.pack([[ring] for ring in rings])
         target = {"boxes": torch.from_numpy(boxes), "labels": torch.arange(objects) + 1, "polygons": polygons}
         bitmaps = bitmaps_of(polygons, height, width)
-        targets.append(target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "seed": b, "image_id": b})
+        targets.append(
+            target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "seed": b, "image_id": b}
+        )
     return pictures, targets
 
 
@@ -209,7 +211,12 @@ def measure_data() -> Iterator[Row]:
     if not folder.is_dir():
         return
     train, _ = read_splits(folder)
-    steps = [v2.Resize(800, max_size=1333), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    steps = [
+        v2.Resize(800, max_size=1333),
+        v2.RandomHorizontalFlip(),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+    ]
     raw = CocoDetection(str(train.folder), str(train.source), transforms=v2.Compose(steps))
     reference = wrap_dataset_for_transforms_v2(raw, target_keys=("boxes", "labels", "masks"))
     number = len(train) // 2 * 2

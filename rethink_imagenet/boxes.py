@@ -58,7 +58,7 @@ def match(
 ) -> tuple[Tensor, Tensor, Tensor]:  # kind [N]: 1, 0 or -1 for neither; object [N] it overlaps most; that overlap [N]
     "Assign boxes to objects by overlap (Faster R-CNN; Detectron's RPN_POSITIVE_OVERLAP, RPN_NEGATIVE_OVERLAP)"
     objects, boxes = iou.shape
-    if objects == 0:
+    if objects == 0 or boxes == 0:
         nothing = torch.zeros(boxes, dtype=torch.int64, device=iou.device)
         return nothing, nothing, iou.new_zeros(boxes)
     overlap, which = iou.max(dim=0)

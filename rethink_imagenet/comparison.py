@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'Plan', 'iterations_to_train', 'samples_seen', 'run_schedule', 'judge', 'compare']
 
-# %% ../nbs/18_comparison.ipynb #4ea2b0d3
+# %% ../nbs/18_comparison.ipynb #17737ab7
 import json
 import platform
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from .backbones import Body
-from .data import Dataset, InputError, count, select, trainable
+from .data import Dataset, InputError, count, fingerprint, select, trainable
 from .detectors import Detector, DetectorConfig, build, check_from_scratch
 from .evaluation import evaluate, predict
 from .pretraining import load_weights
@@ -86,10 +86,12 @@ def samples_seen(
 def _evaluator(plan: Plan, val: Dataset, folder: Path, workers: int) -> Callable[[nn.Module], dict[str, Any]]:
     "A function that evaluates a detector and leaves its detections in the folder"
     samples = EvaluationSamples(val, plan.short[1], plan.long)
+    sizes = {resized_size(height, width, plan.short[1], plan.long) for height, width in val.sizes.tolist()}
+    batch = 8 if len(sizes) == 1 else 1  # padding would enter the statistics of GN
 
     def evaluate_now(model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, Detector)
-        found = predict(model, samples, batch=min(plan.batch, 8), workers=workers)
+        found = predict(model, samples, batch=batch, workers=workers)
         write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
         return evaluate(val, found, plan.detector.masks)
 
@@ -127,7 +129,8 @@ def run_schedule(
     about = {
         "arm": arm,
         "weights": str(weights or ""),
-        "data": str(train_set.source),
+        "train": fingerprint(train_set),
+        "val": fingerprint(val_set),
         **json.loads(json.dumps(asdict(plan))),
     }
     _claim(folder, about | {"schedule": n})

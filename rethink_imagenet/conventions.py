@@ -44,7 +44,7 @@ class Conventions:
     sampling_ratio: int = 2  # samples along each side of a bin; 0 for as many as it has pixels
     aligned: bool = False  # whether RoIAlign takes a pixel's centre for its place
     mask_targets: str = "polygons"  # rasterized in the box, or "bitmaps" of the image, resampled
-    mask_pasting: str = "cells"  # mask enlarged to whole pixels, or sampled at the pixels' centres, a "grid"
+    mask_pasting: str = "detectron"  # mask enlarged to whole pixels, in two ways, or sampled: of `PASTING`
     # optimizer
     warmup: int = 500  # iterations
     warmup_factor: float = 1 / 3  # of the learning rate, at the start
@@ -52,7 +52,7 @@ class Conventions:
     decay_biases: bool = False  # whether weight decay acts on biases
     decay_norms: bool = False  # whether it acts on the scale and shift of normalizations
 
-# %% ../nbs/03b_conventions.ipynb #f00ca439
+# %% ../nbs/03b_conventions.ipynb #caa95c4a
 DETECTRON = Conventions()
 
 TORCHVISION = Conventions(
@@ -61,7 +61,7 @@ TORCHVISION = Conventions(
     anchor_rounding="half", anchor_offset=0.0, anchor_strides="map", straddling=True, repeated_background=False,
     crowd_class=False, post_nms=(2000, 1000), smallest_proposal=1e-3, smallest_detection=1e-2,
     objectness_over="drawn", rpn_box_over="drawn", box_beta=1 / 9,
-    mask_targets="bitmaps",
+    mask_targets="bitmaps", mask_pasting="torchvision",
     warmup=1000, warmup_factor=1e-3, bias_rate=1.0, decay_biases=True, decay_norms=True,
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ DETECTRON2 = Conventions(
     anchor_rounding="none", anchor_offset=0.0, straddling=True, repeated_background=False,
     crowd_class=False, smallest_proposal=1e-30,
     rpn_box_over="number", rpn_beta=0.0, box_beta=0.0,
-    sampling_ratio=0, aligned=True, mask_pasting="grid",
+    sampling_ratio=0, aligned=True, mask_pasting="detectron2",
     warmup=1000, warmup_factor=1e-3, bias_rate=1.0, decay_biases=True,
 )  # fmt: skip
 

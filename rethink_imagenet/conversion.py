@@ -267,10 +267,11 @@ def read_detector_weights(
         raise InputError(f"{path}: holds no weights")
     tensors = {}
     for name, value in content.items():
-        array = np.asarray(value) if isinstance(value, np.ndarray | np.generic) else None
-        if not isinstance(value, Tensor) and (array is None or array.dtype.kind not in "fiu"):
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu":
+            value = torch.from_numpy(np.array(value))
+        if not isinstance(value, Tensor):
             raise InputError(f"{path}: {name} is no array of numbers")
-        tensors[name] = value if isinstance(value, Tensor) else torch.from_numpy(array.copy())
+        tensors[name] = value
     return tensors
 
 # %% ../nbs/16b_conversion.ipynb #c7f10329

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['InputError', 'Polygons', 'trace', 'Dataset', 'read_json', 'trainable', 'read_coco', 'read_voc', 'read_splits',
-           'load_image', 'select', 'nested_subset', 'count', 'summary']
+           'load_image', 'select', 'nested_subset', 'fingerprint', 'count', 'summary']
 
-# %% ../nbs/01_data.ipynb #1922f778
+# %% ../nbs/01_data.ipynb #ac60edee
+import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -150,8 +152,8 @@ def read_json(
         raise InputError(f"{path}: no such file")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: not a json file ({error})") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: not a json file that can be read ({error})") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise InputError(f"{path}: not COCO's format, which is an object with the lists {', '.join(keys)}")
@@ -161,7 +163,8 @@ def read_json(
 def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]) -> list[Any]:
     "One field of all records; raises InputError at the first that has none of this kind"
     for i, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+        value: Any = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2**63):
             raise InputError(f'{name(i)} has no valid "{key}"')
     return [record[key] for record in records]
 
@@ -184,12 +187,15 @@ def _look_up(ids: np.ndarray, wanted: np.ndarray, what: str, name: Callable[[int
     return positions
 
 # %% ../nbs/01_data.ipynb #3be2323f
+LARGEST_IMAGE = 100_000_000  # pixels; more is taken for a mistake
+
+
 def _check_file(file: str, folder: Path, present: set[str], name: str) -> None:
     "Raises InputError unless the file is there and inside the folder of images"
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f'{name}: file name "{file}" leaves the folder of images')
-    if file not in present and not (folder / file).is_file():
+    if file not in present and not (len(file) < 1000 and (folder / file).is_file()):
         raise InputError(
             f"{name}: {folder / file} is missing; put it there, or say with --images where the images of a json are"
         )
@@ -210,13 +216,14 @@ def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.nda
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     for i, file in enumerate(files):
         _check_file(file, folder, present, name(i))
-        if sizes[i].min() < 1:
-            raise InputError(f"{name(i)}: its size {sizes[i][1]} x {sizes[i][0]} is not positive")
+        height, width = sizes[i].tolist()
+        if min(height, width) < 1 or height * width > LARGEST_IMAGE:
+            raise InputError(f"{name(i)}: its size {width} x {height} is not from 1 to {LARGEST_IMAGE:,} pixels")
     return ids, np.array(files), sizes.astype(np.int64)
 
 # %% ../nbs/01_data.ipynb #1b266938
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
@@ -230,26 +237,55 @@ def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str
     return corners.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
 
 # %% ../nbs/01_data.ipynb #786dafa6
-def _rings_of_polygons(polygons: list[Any], name: str) -> list[np.ndarray]:
-    "Rings [V, 2] of COCO's lists x1, y1, x2, y2, ..."
+def _rings_of_polygons(polygons: Any, size: list[int], name: str) -> list[np.ndarray]:
+    "Rings [V, 2] of COCO's lists x1, y1, x2, y2, ... in an image of a height and width"
+    if not isinstance(polygons, list):
+        raise InputError(f"{name}: its segmentation is neither a list of polygons nor a run-length encoding")
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
             raise InputError(f"{name}: a polygon that is no list of finite numbers x1, y1, x2, y2, ...")
         if len(polygon) < 6 or len(polygon) % 2:
             raise InputError(f"{name}: a polygon of {len(polygon)} numbers; it takes three points or more of two each")
-    return [np.array(polygon, np.float32).reshape(-1, 2) for polygon in polygons]
+    rings = [np.array(polygon, np.float32).reshape(-1, 2) for polygon in polygons]
+    for ring in rings:
+        if (np.abs(ring / size[::-1] - 0.5) > 1.5).any():
+            raise InputError(f"{name}: a polygon reaches further outside its image than the image is wide or high")
+    return rings
+
+
+def _run_lengths(counts: Any) -> list[int]:
+    "The lengths of the runs of a run-length encoding, compressed (six bits a character) or not"
+    if isinstance(counts, list):
+        return [length if isinstance(length, int) and not isinstance(length, bool) else -1 for length in counts]
+    lengths: list[int] = []
+    value, shift = 0, 0
+    for character in str(counts):
+        bits = ord(character) - 48
+        value, shift = value | (bits & 31) << min(shift, 60), shift + 5
+        if not bits & 32:
+            value -= (1 << min(shift, 60)) if bits & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value, shift = 0, 0
+    return lengths
+
+
+def _run_lengths_of(rle: dict[str, Any], size: list[int], name: str) -> list[int]:
+    "The lengths of the runs of an encoding that fits its image. Raises InputError"
+    if rle.get("size") != size:
+        raise InputError(f"{name}: its mask has size {rle.get('size')}, its image {size} (height, width)")
+    lengths = _run_lengths(rle.get("counts"))
+    if min(lengths, default=-1) < 0 or sum(lengths) != size[0] * size[1]:
+        raise InputError(f"{name}: its run-length encoding cannot be decoded: its runs do not add up to its image")
+    return lengths
 
 
 def _rings_of_rle(rle: dict[str, Any], size: list[int], name: str) -> list[np.ndarray]:
     "Rings [V, 2] around the pixels of a run-length encoding, compressed or not"
-    if rle.get("size") != size:
-        raise InputError(f"{name}: its mask has size {rle.get('size')}, its image {size} (height, width)")
-    try:
-        plain = coco_mask.frPyObjects(rle, *size) if isinstance(rle.get("counts"), list) else rle
-        mask = coco_mask.decode(plain).astype(bool)
-    except Exception as error:  # whatever pycocotools finds wrong with it
-        raise InputError(f"{name}: its run-length encoding cannot be decoded ({error})") from None
-    return trace(mask)
+    lengths = _run_lengths_of(rle, size, name)
+    mask = coco_mask.decode(coco_mask.frPyObjects({"size": size, "counts": lengths}, *size))
+    if not mask.any():
+        raise InputError(f"{name}: its mask has no pixel; give it one or remove the annotation")
+    return trace(mask.astype(bool))
 
 # %% ../nbs/01_data.ipynb #cdd2b8db
 def _read_polygons(records: list[Any], sizes: np.ndarray, name: Callable[[int], str]) -> Polygons | None:
@@ -259,11 +295,13 @@ def _read_polygons(records: list[Any], sizes: np.ndarray, name: Callable[[int], 
     for i, record in enumerate(records):
         segmentation = record.get("segmentation")
         if record.get("iscrowd"):
+            if isinstance(segmentation, dict):
+                _run_lengths_of(segmentation, sizes[i].tolist(), name(i))
             instances.append([])
         elif isinstance(segmentation, dict):
             instances.append(_rings_of_rle(segmentation, sizes[i].tolist(), name(i)))
         else:
-            instances.append(_rings_of_polygons(segmentation or [], name(i)))
+            instances.append(_rings_of_polygons(segmentation or [], sizes[i].tolist(), name(i)))
             without = i if not segmentation else without
     if not any(instances):
         return None
@@ -280,7 +318,7 @@ def _read_keypoints(records: list[Any], names: tuple[str, ...], name: Callable[[
     for i, record in enumerate(records):
         triplets = record.get("keypoints")
         if triplets:
-            if len(triplets) != 3 * len(names) or not all(map(_is_number, triplets)):
+            if not isinstance(triplets, list) or len(triplets) != 3 * len(names) or not all(map(_is_number, triplets)):
                 raise InputError(f"{name(i)}: its keypoints are not {len(names)} times three numbers x, y, v")
             keypoints[i] = np.reshape(triplets, (-1, 3))
     return keypoints
@@ -298,10 +336,26 @@ def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...],
     _check_unique(ids, name)
     names = _column(records, "name", str, name)
     order = np.argsort(ids).tolist()
-    keypoint_names = next((tuple(record["keypoints"]) for record in records if record.get("keypoints")), ())
+    keypoints: Any = next((record["keypoints"] for record in records if record.get("keypoints")), [])
+    if (
+        not isinstance(keypoints, list)
+        or not all(isinstance(k, str) for k in keypoints)
+        or len(set(keypoints)) < len(keypoints)
+    ):
+        raise InputError(f"{source}: a category's keypoints are not a list of different names")
+    keypoint_names = tuple(keypoints)
     return tuple(ids[order].tolist()), tuple(names[i] for i in order), keypoint_names
 
 # %% ../nbs/01_data.ipynb #692c8af0
+def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
+    "Raises InputError at the first `iscrowd` that is not 0 or 1 and the first `area` that is no number"
+    for i, record in enumerate(records):
+        if record.get("iscrowd", 0) not in (0, 1):
+            raise InputError(f'{name(i)}: its "iscrowd" is neither 0 nor 1')
+        if not _is_number(record.get("area", 0)) or record.get("area", 0) < 0:
+            raise InputError(f'{name(i)}: its "area" is no number of 0 or more')
+
+
 def _assemble(
     content: dict[str, Any], source: Path, truth: Path | dict[str, Any], folder: Path, name: Callable[[int], str]
 ) -> Dataset:
@@ -311,6 +365,7 @@ def _assemble(
     records = content["annotations"]
     _check_unique(np.array(_column(records, "id", int, name), np.int64), name)
     image = _look_up(image_ids, np.array(_column(records, "image_id", int, name), np.int64), "image", name)
+    _check_flags(records, name)
     wanted = np.array(_column(records, "category_id", int, name), np.int64)
     labels = 1 + _look_up(np.array(category_ids), wanted, "category", name)
     boxes = _read_boxes(records, sizes[image], name)
@@ -321,7 +376,7 @@ def _assemble(
         source, truth, folder, files, image_ids, sizes, category_ids, category_names,
         np.searchsorted(image[kept], np.arange(len(image_ids) + 1)), boxes[kept], labels[kept],
         np.array([bool(record.get("iscrowd")) for record in ordered], bool),
-        np.array([bool(record.get("difficult")) for record in ordered], bool),
+        np.array([bool(record.get("difficult") or record.get("ignore")) for record in ordered], bool),
         _read_polygons(ordered, sizes[image[kept]], lambda i: name(int(kept[i]))),
         _read_keypoints(ordered, keypoint_names, lambda i: name(int(kept[i]))), keypoint_names,
         {"boxes without area": len(records) - len(sound)},
@@ -371,7 +426,11 @@ def read_coco(
         identity = records[i].get("id") if isinstance(records[i], dict) else None
         return f"{annotations}: annotation number {i} (id {identity})"
 
-    return _finish(_assemble(content, annotations, annotations, folder, name), strict)
+    dataset = _assemble(content, annotations, annotations, folder, name)
+    if any("area" not in record or "iscrowd" not in record for record in records):  # COCO's evaluation needs both
+        full = [{"iscrowd": 0, "area": record["bbox"][2] * record["bbox"][3], **record} for record in records]
+        dataset = replace(dataset, ground_truth=content | {"annotations": full})
+    return _finish(dataset, strict)
 
 # %% ../nbs/01_data.ipynb #86445baf
 def _number(element: ElementTree.Element, path: str, where: str) -> float:
@@ -380,7 +439,7 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
         value = float(element.findtext(path) or "")
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not _is_number(value):
         raise InputError(f'{where} has no number at "{path}"')
     return value
 
@@ -392,7 +451,7 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     width, height = (stop - start + 1 if stop > start else 0.0 for start, stop in ((x1, x2), (y1, y2)))
-    difficult = element.findtext("difficult") == "1"
+    difficult = (element.findtext("difficult") or "0").strip().lower() not in ("0", "false")
     box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height}
     return {"name": name, "where": where, "iscrowd": 0, "difficult": int(difficult), **box}
 
@@ -403,9 +462,11 @@ def _voc_image(xml: Path, images: Path) -> tuple[dict[str, Any], list[dict[str, 
         root = ElementTree.parse(xml).getroot()
     except FileNotFoundError:
         raise InputError(f"{xml}: no such file, though the list of images names it") from None
-    except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{xml}: not an XML file ({error})") from None
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        raise InputError(f"{xml}: not an XML file that can be read ({error})") from None
     size = {key: int(_number(root, f"size/{key}", str(xml))) for key in ("width", "height")}
+    if min(size.values()) < 1:
+        raise InputError(f"{xml}: its size {size['width']} x {size['height']} is not positive")
     files = [images / (xml.stem + suffix) for suffix in (".jpg", ".jpeg", ".png")]
     file = next((file for file in files if file.is_file()), files[0])
     objects = [_voc_object(element, f"{xml}: object {i}") for i, element in enumerate(root.findall("object"))]
@@ -414,10 +475,13 @@ def _voc_image(xml: Path, images: Path) -> tuple[dict[str, Any], list[dict[str, 
 # %% ../nbs/01_data.ipynb #3ec2eed2
 def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     "COCO's tables from the images that a VOC list names, and how to call each annotation in an error"
-    root, stems = split.parents[2], [line.split()[0] for line in split.read_text().splitlines() if line.strip()]
-    for stem in stems:
-        if PurePosixPath(stem).name != stem:
-            raise InputError(f'{split}: "{stem}" is not the name of an image')
+    try:
+        root, stems = split.parents[2], [line.split()[0] for line in split.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{split}: not a list of images in a VOC devkit's ImageSets/Main ({error})") from None
+    for stem, number in Counter(stems).items():
+        if PurePosixPath(stem).name != stem or number > 1:
+            raise InputError(f'{split}: "{stem}" is not the name of an image, or stands twice')
     parsed = [_voc_image(root / "Annotations" / f"{stem}.xml", root / "JPEGImages") for stem in stems]
     found = names or sorted({item["name"] for _, objects in parsed for item in objects})
     ids = {name: i for i, name in enumerate(found, 1)}
@@ -443,7 +507,9 @@ def read_voc(
     if not split.is_file():
         raise InputError(f"{split}: no such file")
     content, where = _voc_as_coco(split, names)
-    return _finish(_assemble(content, split, content, split.parents[2] / "JPEGImages", where.__getitem__), strict)
+    dataset = _assemble(content, split, content, split.parents[2] / "JPEGImages", where.__getitem__)
+    counted = [a | {"iscrowd": a["difficult"]} for a in content["annotations"] if min(a["bbox"][2:]) > 0]
+    return _finish(replace(dataset, ground_truth=content | {"annotations": counted}), strict)
 
 # %% ../nbs/01_data.ipynb #de2e0fa5
 def _find_split(folder: Path, split: str) -> Path:
@@ -477,11 +543,15 @@ def read_splits(
     train = Path(train) if train else _find_split(Path(data or "."), "train")
     val = Path(val) if val else _find_split(Path(data or "."), "val")
     if train.suffix == ".txt":
+        if images:
+            raise InputError("--images: goes with a json; a VOC devkit has its images in JPEGImages")
         first = read_voc(train, strict=strict)
         return first, read_voc(val, first.category_names, strict)
     first, second = read_coco(train, images, strict), read_coco(val, images, strict)
     if (first.category_ids, first.category_names) != (second.category_ids, second.category_names):
         raise InputError(f"{val}: its categories are not those of {train}")
+    if (first.polygons is None) != (second.polygons is None):
+        raise InputError(f"{train} and {val}: one has masks and the other has none; take them away or add them")
     return first, second
 
 # %% ../nbs/01_data.ipynb #27fece93
@@ -496,6 +566,8 @@ def load_image(
             if image.size != (width, height):
                 found = "{} x {}".format(*image.size)
                 raise InputError(f"{path}: is {found} pixels, not {width} x {height} as {dataset.source} says")
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits as it should look")
             return np.array(image.convert("RGB"))
     except InputError:
         raise
@@ -531,6 +603,21 @@ def nested_subset(
     if not 1 <= number <= len(order):
         raise InputError(f"{dataset.source}: has {len(order)} images to train on, so no subset of {number}")
     return select(dataset, np.sort(order[:number]))
+
+# %% ../nbs/01_data.ipynb #bbdd3a44
+def fingerprint(
+    dataset: Dataset,  # any
+) -> str:  # 64 hexadecimal digits
+    "SHA-256 of all that is annotated: data sets that differ in a box differ in it"
+    names = dataset.category_names, dataset.keypoint_names, dataset.file_names.tolist()
+    digest = hashlib.sha256(repr(names).encode())
+    keys = ("image_ids", "sizes", "starts", "boxes", "labels", "crowd", "difficult", "keypoints")
+    columns = [getattr(dataset, key) for key in keys if getattr(dataset, key) is not None]
+    if dataset.polygons is not None:
+        columns += [dataset.polygons.points, dataset.polygons.rings, dataset.polygons.instances]
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
 # %% ../nbs/01_data.ipynb #f08bbe9e
 def count(

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'KINDS', 'coco_results', 'predict', 'evaluate_coco', 'evaluate_voc', 'evaluate']
 
-# %% ../nbs/14_evaluation.ipynb #9ae65522
+# %% ../nbs/14_evaluation.ipynb #25cfdb04
 import contextlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def coco_results(
     target: Target,  # of the image: image_id, size of the file
     shape: tuple[int, int],  # height and width of the image that the detector saw
     category_ids: Sequence[int],  # of label 1, 2, ...
-    pasting: str = "cells",  # of `PASTING`
+    pasting: str = "detectron",  # of `PASTING`
 ) -> list[dict[str, Any]]:  # in COCO's results format, best first
     "Detections in one image, in pixels of the file"
     height, width = target["size"]
@@ -61,14 +62,14 @@ def predict(
     workers: int = 2,  # processes that decode
 ) -> list[dict[str, Any]]:  # in COCO's results format
     "The detections in all images of a data set. Raises InputError where an image does not open"
-    device = next(model.parameters()).device
+    device, pasting = next(model.parameters()).device, model.config.conventions.mask_pasting
     results: list[dict[str, Any]] = []
     with tqdm(total=len(samples), desc="evaluating", disable=None, leave=False, unit="image") as bar:
         for images, targets in evaluation_batches(samples, batch, workers):
             found = model.detect([image.to(device, non_blocking=True) for image in images])
             for detections, target, image in zip(found, targets, images, strict=True):
                 shape = (image.shape[1], image.shape[2])
-                results += coco_results(detections, target, shape, samples.dataset.category_ids)
+                results += coco_results(detections, target, shape, samples.dataset.category_ids, pasting)
             bar.update(len(images))
     return results
 
@@ -108,11 +109,13 @@ def _load_results(detections: str | Path | list[dict[str, Any]]) -> list[dict[st
 def _check_results(results: list[Any], truth: COCO, needed: set[str]) -> None:
     "Raises InputError at the first detection that is not whole or is of something not annotated"
     for i, result in enumerate(results):
-        whole = isinstance(result, dict) and needed <= result.keys()
-        if not whole or not isinstance(result.get("score"), int | float):
+        if not isinstance(result, dict) or not needed <= result.keys():
             raise InputError(f"detection {i}: needs the fields score, {', '.join(sorted(needed))}")
+        numbers = [result.get("score"), *(result["bbox"] if isinstance(result["bbox"], list) else [])]
+        if len(numbers) != 5 or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise InputError(f"detection {i}: its score and its bbox are not one number and four")
         image, category = result.get("image_id"), result.get("category_id")
-        if image not in truth.imgs or category not in truth.cats:
+        if not isinstance(image, int) or image not in truth.imgs or category not in truth.cats:
             raise InputError(f"detection {i}: image {image} with category {category} is not in the annotations")
 
 # %% ../nbs/14_evaluation.ipynb #ea5f9270
@@ -183,7 +186,7 @@ def evaluate_voc(
     detections: str | Path | list[dict[str, Any]],  # in COCO's results format
     eleven_points: bool = False,  # VOC's rule until 2009
     overlap: float = 0.5,  # IoU from which on a detection is right
-) -> dict[str, Any]:  # map, and by_class: name -> AP, in percent; None for a class without objects
+) -> dict[str, Any]:  # map, and by_class: name -> AP, in percent; None without objects
     "VOC's mean average precision over classes. Raises InputError"
     truth, results = _ground_truth(annotations), _load_results(detections)
     by_class: dict[str, float | None] = {}
@@ -197,7 +200,7 @@ def evaluate_voc(
         marks = _voc_marks(objects, ranked, overlap)
         by_class[category["name"]] = 100 * _voc_ap(*marks, counted, eleven_points) if counted else None
     known = [ap for ap in by_class.values() if ap is not None]
-    return {"map": sum(known) / len(known), "by_class": by_class}
+    return {"map": sum(known) / len(known) if known else None, "by_class": by_class}
 
 # %% ../nbs/14_evaluation.ipynb #97f4f6c2
 def evaluate(
@@ -208,6 +211,6 @@ def evaluate(
     "All figures of a data set's kind, in percent"
     kinds = ["box", "mask"] if masks else ["box"]
     figures: dict[str, Any] = evaluate_coco(dataset.ground_truth, detections, kinds, dataset.image_ids.tolist())
-    if isinstance(dataset.ground_truth, dict):
+    if isinstance(dataset.ground_truth, dict) and any("difficult" in a for a in dataset.ground_truth["annotations"]):
         figures["voc"] = evaluate_voc(dataset.ground_truth, detections)
     return figures

@@ -6,8 +6,10 @@
 __all__ = ['PASTING', 'sample_proposals', 'BoxHead', 'box_losses', 'read_boxes', 'MaskHead', 'mask_target', 'mask_targets',
            'resampled_targets', 'bitmaps_of', 'mask_loss', 'paste_mask', 'paste_mask_by_grid', 'encode_mask']
 
-# %% ../nbs/08_heads.ipynb #7a7acd40
+# %% ../nbs/08_heads.ipynb #d0d15840
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -178,6 +180,8 @@ def mask_target(
     "The part of an object inside a box as a small mask (Detectron's polys_to_mask_wrt_box)"
     scale = side / np.maximum(box[2:] - box[:2], 1)
     polygons = [((ring - box[:2]) * scale).astype(float).ravel().tolist() for ring in rings]
+    if not polygons:
+        return np.zeros((side, side), np.uint8)
     encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
     return coco_mask.decode(encoded)
 
@@ -238,9 +242,11 @@ def paste_mask(
     box: Tensor,  # [4] in pixels of the image
     height: int,  # of the image in pixels
     width: int,  # of the image in pixels
+    last: float = 1.0,  # the last pixel of a box lies so far before its end
 ) -> Tensor:  # [height, width] probabilities, zero outside the box
     "A detection's mask at its place in the image (Detectron's segm_results)"
     side = mask.shape[-1]
+    box = box - box.new_tensor([0, 0, last, last])
     middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * ((side + 2) / side)
     x1, y1, x2, y2 = torch.cat([middle - half, middle + half]).to(torch.int64).tolist()
     size = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
@@ -272,7 +278,9 @@ def paste_mask_by_grid(
     return out
 
 
-PASTING = {"cells": paste_mask, "grid": paste_mask_by_grid}  # by `Conventions.mask_pasting`
+PASTING: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {  # by `Conventions.mask_pasting`
+    "detectron": paste_mask, "torchvision": partial(paste_mask, last=0.0), "detectron2": paste_mask_by_grid,
+}  # fmt: skip
 
 # %% ../nbs/08_heads.ipynb #b3ea4f4b
 def encode_mask(

@@ -196,10 +196,20 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}, {}
 
 
+def _is_file(source: str | Path) -> bool:
+    "Whether weights are in a file, and not a tag of timm"
+    return Path(source).suffix in (".safetensors", ".pt", ".pth") or Path(source).exists()
+
+
+def _check_tag(tag: str) -> None:
+    "Raises InputError if timm has no pre-trained model of that name"
+    if tag not in timm.list_pretrained() and not ("." not in tag and timm.is_model_pretrained(tag)):
+        raise nearest(tag, timm.list_pretrained("resne*"), "file of weights or pre-trained model of timm")
+
+
 def _timm_weights(tag: str) -> dict[str, Tensor]:
     "The state dict of a pre-trained model of timm. Raises InputError"
-    if tag not in timm.list_pretrained() and not timm.is_model_pretrained(tag):
-        raise nearest(tag, timm.list_pretrained("resne*"), "file of weights or pre-trained model of timm")
+    _check_tag(tag)
     try:
         return timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # whatever the hub client raises when there is no network
@@ -212,7 +222,7 @@ def load_weights(
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
     "Give a body pre-trained weights, which must fit exactly. Raises InputError"
     path = Path(source)
-    if path.suffix in (".safetensors", ".pt", ".pth") or path.exists():
+    if _is_file(source):
         state, metadata = _read_weights(path)
     else:
         state, metadata = _timm_weights(str(source)), {}
@@ -225,6 +235,8 @@ def pixel_statistics(
     source: str | Path | None,  # as for `load_weights`, or None for random weights
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:  # mean and deviation of red, green, blue, in 0..1
     "The normalization of pixels that weights were trained with: timm's for its models, Detectron's for all others"
-    known = bool(source) and timm.is_model(str(source).split(".")[0])
-    config: Any = timm.get_pretrained_cfg(str(source)) if known else None
-    return (tuple(config.mean), tuple(config.std)) if config else (DETECTRON_MEAN, DETECTRON_STD)
+    if not source or _is_file(source):
+        return DETECTRON_MEAN, DETECTRON_STD
+    _check_tag(str(source))
+    config: Any = timm.get_pretrained_cfg(str(source))
+    return tuple(config.mean), tuple(config.std)

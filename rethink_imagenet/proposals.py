@@ -206,7 +206,9 @@ class RPN(nn.Module):
         "The anchors of all levels"
         image = pyramid[0].shape[2] * self.strides[0], pyramid[0].shape[3] * self.strides[0]
         return [
-            level_anchors(*level.shape[2:], stride, self.anchor_scale, self.conventions, image).to(level.device)
+            level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scale, self.conventions, image).to(
+                level.device
+            )
             for level, stride in zip(pyramid, self.strides, strict=True)
         ]
 

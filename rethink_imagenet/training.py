@@ -38,7 +38,9 @@ def parameter_groups(
     conventions: Conventions = DETECTRON,  # of biases and norms
 ) -> list[dict[str, Any]]:  # for torch.optim; `multiplier` scales the learning rate
     "Weights, biases, norms' scales and shifts (Detectron's BIAS_DOUBLE_LR, BIAS_WEIGHT_DECAY, WEIGHT_DECAY_GN)"
-    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(norm, bias): [] for norm in (0, 1) for bias in (0, 1)}
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (norm, bias): [] for norm in (False, True) for bias in (False, True)
+    }
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
@@ -118,13 +120,12 @@ def save_checkpoint(
 ) -> Path:
     "Write checkpoints/ITERATION.pt, and leave the two newest there"
     checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     state = {"iteration": iteration, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "about": about}
     path = checkpoints / f"{iteration:08d}.pt"
-    write_atomically(path, lambda partial: torch.save(state, partial))
-    if keep:
-        (folder / "branches").mkdir(exist_ok=True)
-        write_atomically(folder / "branches" / path.name, lambda partial: shutil.copyfile(path, partial))
+    places = [folder / "branches" / path.name] if keep else []
+    for place in [*places, path]:  # the one that training goes on from is the last to be there
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, lambda partial: torch.save(state, partial))
     for old in sorted(checkpoints.glob("*.pt"))[:-2]:
         old.unlink()
     return path
@@ -292,6 +293,13 @@ def _step_or_say_where(
     except Diverged as error:
         raise Diverged(f"iteration {iteration}: {error}; last checkpoint: {newest or 'none yet'}") from None
 
+# %% ../nbs/12_training.ipynb #85e59db6
+def _check_finite(model: nn.Module, iteration: int, newest: Path | None) -> None:
+    "Raises Diverged if a weight is infinite or not a number, so that it is neither evaluated nor kept"
+    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if bad:
+        raise Diverged(f"iteration {iteration}: {bad[0]} is not finite; last checkpoint: {newest or 'none yet'}")
+
 # %% ../nbs/12_training.ipynb #ddabcf48
 def newest_checkpoint(
     folder: Path,  # of a run
@@ -346,9 +354,12 @@ def train(
                 {"iteration": done, "rate": pace.schedule.lr(done - 1), "seconds": seconds, "losses": _mean(losses)}
             )
             losses.clear()
+        saved = pace.due(done, pace.save_every) or done in pace.branches
+        if saved or pace.due(done, pace.evaluate_every):
+            _check_finite(model, done, newest)
         if evaluate and pace.due(done, pace.evaluate_every):
             log.add({"iteration": done, "seconds": seconds, "evaluation": evaluate(model.eval())})
-        if pace.due(done, pace.save_every) or done in pace.branches:
+        if saved:
             newest = save_checkpoint(folder, done, model, optimizer, about, keep=done in pace.branches)
         mark = time.perf_counter()
     progress.close()

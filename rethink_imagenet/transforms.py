@@ -99,7 +99,7 @@ def mirrored_order(
     "For each keypoint the one whose place it takes in a mirror image"
     swap = {"left": "right", "right": "left"}
     mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
-    return [names.index(name) for name in mirrored]
+    return [names.index(name) if name in names else i for i, name in enumerate(mirrored)]
 
 
 def flip(

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from rethink_imagenet.backbones import Body
-from rethink_imagenet.data import InputError, read_coco
+from rethink_imagenet.data import InputError, read_coco, read_splits
+from rethink_imagenet.evaluation import evaluate
 from rethink_imagenet.scenes import write_scenes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -113,6 +114,29 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [96, 96], "counts": [9999, 9999]}),
         "cannot be decoded",
     ),
+    "RLE too short": (
+        lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [96, 96], "counts": [9, 9]}),
+        "do not add up",
+    ),
+    "RLE of rubbish": (
+        lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [96, 96], "counts": "~~~~"}),
+        "do not add up",
+    ),
+    "RLE without a pixel": (
+        lambda c: first(c, "annotations", iscrowd=0, segmentation={"size": [96, 96], "counts": [9216]}), "no pixel"
+    ),
+    "segmentation is a number": (lambda c: first(c, "annotations", segmentation=7), "neither a list of polygons"),
+    "polygon far outside": (
+        lambda c: first(c, "annotations", segmentation=[[0, 0, 1e7, 0, 5, 5]]), "further outside"
+    ),
+    "iscrowd is a word": (lambda c: first(c, "annotations", iscrowd="0"), '"iscrowd" is neither 0 nor 1'),
+    "area is a word": (lambda c: first(c, "annotations", area="large"), '"area" is no number'),
+    "id is true": (lambda c: first(c, "annotations", id=True), 'has no valid "id"'),
+    "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has no valid "id"'),
+    "bbox is endless": (lambda c: first(c, "annotations", bbox=[10**400, 1, 2, 3]), "not four numbers"),
+    "image is endless": (lambda c: first(c, "images", width=10**6, height=10**6), "is not from 1 to"),
+    "keypoints are a number": (lambda c: first(c, "annotations", keypoints=5), "its keypoints are not"),
+    "file name is endless": (lambda c: first(c, "images", file_name="x" * 5000), "is missing"),
     "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
     "file elsewhere": (lambda c: first(c, "images", file_name="../val/000000.png"), "leaves the folder"),
     "no size": (lambda c: c["images"][0].pop("width"), 'image number 0 (id 1) has no valid "width"'),
@@ -140,6 +164,42 @@ def test_degenerate_boxes_are_counted_and_strict_refuses_them(scenes: Path) -> N
     assert read_coco(path).left_out == {"boxes without area": 1, "images without objects": 1}
     with pytest.raises(InputError, match="1 boxes without area, 1 images without objects"):
         read_coco(path, strict=True)
+
+
+def test_what_only_the_evaluation_needs_is_filled_in(scenes: Path) -> None:
+    """Exporters that leave out `area` and `iscrowd` do not stop the first evaluation with a traceback."""
+    path = annotations(scenes, "val")
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+    results = [{key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 1.0}
+               for a in content["annotations"]]  # fmt: skip
+    for record in content["annotations"]:
+        del record["area"], record["iscrowd"]
+    path.write_text(json.dumps(content))
+    figures = evaluate(read_coco(path), results, masks=True)
+    assert figures["box"]["ap"] == pytest.approx(100) and figures["mask"]["ap"] == pytest.approx(100)
+
+
+def test_one_split_with_masks_and_one_without(scenes: Path) -> None:
+    path = annotations(scenes, "val")
+    content = json.loads(path.read_text())
+    for record in content["annotations"]:
+        del record["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="one has masks and the other has none"):
+        read_splits(scenes)
+
+
+def test_overwrite_keeps_what_it_needs(command: Command, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(scenes, out / "scenes")
+    (out / "config.json").write_text('{"made_by": "rethink_imagenet"}')
+    words = ["--data", out / "scenes", "--model", "small", "--out", out, "--overwrite"]
+    done = command("rethink_train", *words)
+    assert done.returncode == 2 and "which --overwrite would remove" in done.stderr
+    assert (out / "scenes" / "annotations").is_dir()
+    both = command("rethink_train", *words, "--resume")
+    assert both.returncode == 2 and "give one of them" in both.stderr
 
 
 def test_gaps_between_category_ids_are_normal(scenes: Path) -> None:
