@@ -164,7 +164,7 @@ def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]
     "One field of all records; raises InputError at the first that has none of this kind"
     for i, record in enumerate(records):
         value: Any = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2**63):
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
             raise InputError(f'{name(i)} has no valid "{key}"')
     return [record[key] for record in records]
 
