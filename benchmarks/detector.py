@@ -1,7 +1,7 @@
 """The paper's Mask R-CNN beside torchvision's parts (and detectron2, where it imports): time, memory, ratios.
 
 python benchmarks/detector.py            all of it, about 20 minutes on two cores
-python benchmarks/detector.py step       one part: step, inference, pooling, memory, data or evaluation
+python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory, data or evaluation
 python benchmarks/detector.py --write    all of it, and the table into nbs/index.ipynb
 """
 
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from rethink_imagenet.conversion import to_torchvision, torchvision_model
-from rethink_imagenet.data import read_splits
+from rethink_imagenet.conventions import DETECTRON2
+from rethink_imagenet.conversion import to_detectron2, to_torchvision, torchvision_model
+from rethink_imagenet.data import Polygons, read_splits
 from rethink_imagenet.detectors import Detector, DetectorConfig
 from rethink_imagenet.evaluation import evaluate_coco
 from rethink_imagenet.heads import bitmaps_of
 from rethink_imagenet.pooling import roi_align_pyramid
 from rethink_imagenet.training import optimizer_of, set_rate
-from rethink_imagenet.transforms import TrainingSamples, training_batches
+from rethink_imagenet.transforms import DETECTRON_STD, TrainingSamples, training_batches
 
 ROOT = Path(__file__).parent.parent
 Sample = tuple[list[Tensor], list[dict[str, Any]]]
@@ -50,8 +52,6 @@ def alternate(repetitions: int, **contenders: Callable[[], object]) -> dict[str,
 
 def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects: int = 8) -> Sample:
     """Smooth noise with elliptic objects of all sizes, with polygons for us and bitmaps for torchvision."""
-    from rethink_imagenet.data import Polygons
-
     rng, targets, pictures = np.random.default_rng(0), [], []
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for b in range(images):
@@ -69,6 +69,34 @@ def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects:
             target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "seed": b, "image_id": b}
         )
     return pictures, targets
+
+
+def with_proposals(model: nn.Module, proposals: list[Tensor]) -> nn.Module:
+    """Let the first stage do all its work, and then hand on these proposals, as if it had learned already."""
+    rpn: Any = model.rpn
+    forward = rpn.forward
+
+    def handed_on(*arguments: Any, **named: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return proposals, forward(*arguments, **named)[1]
+
+    rpn.forward = handed_on
+    return model
+
+
+def learned_proposals(batch: Sample, number: int = 1000) -> list[Tensor]:
+    """Of each image four in ten near an object and the others anywhere, so that each stage gets its full samples."""
+    generator, out = torch.Generator().manual_seed(0), []
+    for image, target in zip(*batch, strict=True):
+        height, width = image.shape[1:]
+        objects = target["boxes"][torch.randint(len(target["boxes"]), (4 * number // 10,), generator=generator)]
+        sides = (objects[:, 2:] - objects[:, :2]).repeat(1, 2)
+        near = objects + 0.12 * sides * torch.randn(objects.shape, generator=generator)
+        corners = torch.rand(number - len(near), 2, generator=generator) * torch.tensor([width - 40, height - 40])
+        anywhere = torch.cat([corners, corners + 16 + 200 * torch.rand(corners.shape, generator=generator)], dim=1)
+        boxes = torch.cat([near, anywhere])
+        out.append(boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height])))
+        out[-1] = out[-1][((out[-1][:, 2:] - out[-1][:, :2]) > 4).all(dim=1)]
+    return out
 
 
 def contenders(precision: str, channels_last: bool = True) -> tuple[Detector, nn.Module]:
@@ -134,14 +162,16 @@ def peak_rate(kind: torch.dtype) -> float:
 
 
 def measure_step() -> Iterator[Row]:
-    """Training step on two images of 480x640 with 512 regions each."""
+    """Training step on two images of 480x640 with 512 regions each, 128 of them positive."""
     batch = made_up_batch()
+    proposals = learned_proposals(batch)
     runs: dict[str, Callable[[], None]] = {}
     models = {"fp32": contenders("fp32"), "bf16": contenders("bf16")}
     for precision, (ours, theirs) in models.items():
-        runs[f"ours {precision}"] = stepper(ours, batch, precision)
-        runs[f"theirs {precision}"] = stepper(theirs, batch, precision)
-    runs["theirs default"] = stepper(contenders("fp32", channels_last=False)[1], batch, "fp32")
+        runs[f"ours {precision}"] = stepper(with_proposals(ours, proposals), batch, precision)
+        runs[f"theirs {precision}"] = stepper(with_proposals(theirs, proposals), batch, precision)
+    default_model = contenders("fp32", channels_last=False)[1]
+    runs["theirs default"] = stepper(with_proposals(default_model, proposals), batch, "fp32")
     flop = 3 * multiply_adds(models["fp32"][0], lambda: models["fp32"][0](*batch))
     t = alternate(5, **runs)
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -151,6 +181,41 @@ def measure_step() -> Iterator[Row]:
         yield f"of it the convolution floor, {precision}", f"{floor:.2f} s", "", f"{100 * floor / mine:.0f} %"
     auto, default = t["ours bf16"], t["theirs default"]
     yield "training step, ours auto, theirs default", f"{auto:.2f} s", f"{default:.2f} s", f"{default / auto:.2f}"
+
+
+def measure_detectron2() -> Iterator[Row]:
+    """Training step beside detectron2's, from its published configuration and with our weights, where it imports."""
+    try:
+        from detectron2 import model_zoo
+        from detectron2.modeling import build_model
+        from detectron2.structures import Boxes, Instances, PolygonMasks
+        from detectron2.utils.events import EventStorage
+    except ImportError:
+        return
+    rules = replace(DETECTRON2, pixel_std=DETECTRON_STD)
+    ours, batch = Detector(DetectorConfig(conventions=rules)), made_up_batch()
+    settings = model_zoo.get_config("Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml")
+    settings.MODEL.DEVICE = "cpu"
+    theirs = build_model(settings)
+    theirs.load_state_dict({k: v for k, v in to_detectron2(ours).items() if k in theirs.state_dict()})
+    inputs = []
+    for image, target in zip(*batch, strict=True):
+        polygons = [[ring.ravel() for ring in target["polygons"][n]] for n in range(len(target["labels"]))]
+        instances = Instances(tuple(image.shape[1:]), gt_boxes=Boxes(target["boxes"]),
+                              gt_classes=target["labels"] - 1, gt_masks=PolygonMasks(polygons))  # fmt: skip
+        inputs.append({"image": 255 * image.flip(0), "instances": instances})
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        with EventStorage():
+            losses = theirs.train()(inputs)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    t = alternate(5, ours=stepper(ours, batch, "fp32"), theirs=step)
+    mine, other = t["ours"], t["theirs"]
+    yield "training step, fp32 (theirs: detectron2)", f"{mine:.2f} s", f"{other:.2f} s", f"{other / mine:.2f}"
 
 
 def measure_inference() -> Iterator[Row]:
@@ -188,7 +253,8 @@ def peak_memory(which: str) -> float:
     """GB that a process of its own takes at most for two training steps of one contender."""
     code = (
         "import resource, sys; sys.path.insert(0, 'benchmarks'); import detector\n"
-        f"step = detector.stepper(detector.contenders('fp32')[{which == 'theirs'}], detector.made_up_batch(), 'fp32')\n"
+        f"model, batch = detector.contenders('fp32')[{which == 'theirs'}], detector.made_up_batch()\n"
+        "step = detector.stepper(detector.with_proposals(model, detector.learned_proposals(batch)), batch, 'fp32')\n"
         "step(); step(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -270,7 +336,7 @@ def measure_evaluation() -> Iterator[Row]:
 
 PARTS = {
     "step": measure_step, "inference": measure_inference, "pooling": measure_pooling,
-    "memory": measure_memory, "data": measure_data, "evaluation": measure_evaluation,
+    "detectron2": measure_detectron2, "memory": measure_memory, "data": measure_data, "evaluation": measure_evaluation,
 }  # fmt: skip
 
 
