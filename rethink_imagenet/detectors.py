@@ -163,10 +163,11 @@ class Detector(nn.Module):
     def features(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
+        canvas: tuple[int, int] = (0, 0),  # height and width in pixels that the batch is padded to at least
     ) -> tuple[list[Tensor], list[tuple[int, int]]]:  # P2, ..., P6; height and width of each image
         "The pyramid of a batch"
         rules, sizes = self.config.conventions, [(image.shape[1], image.shape[2]) for image in images]
-        return self.backbone(batch_images(images, rules.pixel_mean, rules.pixel_std)), sizes
+        return self.backbone(batch_images(images, rules.pixel_mean, rules.pixel_std, canvas=canvas)), sizes
 
     def regions(
         self,
@@ -187,8 +188,9 @@ class Detector(nn.Module):
         rules = self.config.conventions
         targets = [_completed(target, self.config.masks and rules.mask_targets == "polygons") for target in targets]
         generators = [generator_of(target.get("seed")) for target in targets]
+        canvas = targets[0].get("canvas", (0, 0)) if rules.normalize_over == "image" else (0, 0)
         with self.autocast():
-            pyramid, sizes = self.features(images)
+            pyramid, sizes = self.features(images, canvas)
             proposals, losses = self.rpn(pyramid, sizes, targets, generators)
             rois, labels, objects = _sampled(proposals, targets, generators, self.config)
             logits, codes = self.box_head(self.regions(pyramid, rois, 7))
