@@ -23,10 +23,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
+from .checkpoints import code_digest, load_state, read_tensors, write_atomically
 from .data import InputError
 from .normalization import nearest
+from .processes import from_first, is_first, world_size
 from .schedules import Schedule
-from .training import Pace, load_state, read_tensors, seed_everything, train, write_atomically
+from .training import Pace, seed_everything, train
 from .transforms import DETECTRON_MEAN, DETECTRON_STD, Target, batch_images
 
 # %% ../nbs/16_pretraining.ipynb #0225700d
@@ -156,7 +158,7 @@ def pretrain(
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
 ) -> Path:  # weights.safetensors in the folder
-    "Train the body of a detector as a classifier (the paper's other arm). Raises InputError, Diverged"
+    "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"
     samples = ClassificationSamples(data, side, seed)
     seed_everything(seed)
     model = Classifier(len(samples.classes), backbone, norm).to(device)
@@ -165,6 +167,7 @@ def pretrain(
     pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = {"backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "side": side, "seed": seed}
+    about |= {"rate": rate, "processes": world_size(), "code": code_digest()}
     log = train(model, samples, pace, folder, lambda _: {"top1": _accuracy(model, held_back)}, about, workers)
     cost = {
         "images": iterations * batch,
@@ -175,8 +178,11 @@ def pretrain(
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.body.state_dict().items()}
     path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
-    write_atomically(folder / "results.json", lambda partial: partial.write_text(json.dumps(about | cost, indent=1)))
+    if is_first():
+        write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+        text = json.dumps(about | cost, indent=1)
+        write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+    from_first(None)  # nobody reads the weights before they are there
     return path
 
 # %% ../nbs/16_pretraining.ipynb #51d73923

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'world_size', 'rank', 'is_first', 'say', 'share', 'sum_over_processes', 'gather', 'from_first', 'any_process',
-           'together', 'the_same_everywhere']
+           'SharedFault', 'together', 'the_same_everywhere']
 
 # %% ../nbs/01b_processes.ipynb #820e2d8a
 from collections.abc import Iterator, Sequence
@@ -109,9 +109,13 @@ def any_process(
     return tuple(bool(flag) for flag in raised.tolist())
 
 # %% ../nbs/01b_processes.ipynb #d2636286
+class SharedFault(InputError):
+    "A fault of the input that all processes know of, so that one of them can report it"
+
+
 @contextmanager
 def together() -> Iterator[None]:
-    "A block that all processes leave with the same InputError if one of them meets one"
+    "A block that all processes leave with the same SharedFault if one of them meets an InputError"
     fault: InputError | None = None
     try:
         yield
@@ -119,15 +123,15 @@ def together() -> Iterator[None]:
         fault = error
     messages = [message for message in gather(fault and str(fault)) if message]
     if messages:
-        raise InputError(messages[0]) from None
+        raise SharedFault(messages[0]) from None
 
 
 def the_same_everywhere(
     what: str,  # how to call it in a message
     value: Any,  # of this process
 ) -> None:
-    "Raises InputError in all processes if one of them has another value than the first"
+    "Raises SharedFault in all processes if one of them has another value than the first"
     values = gather(value)
     other = next((r for r, theirs in enumerate(values) if theirs != values[0]), None)
     if other is not None:
-        raise InputError(f"process {other} has another {what} than process 0: {values[other]}, not {values[0]}")
+        raise SharedFault(f"process {other} has another {what} than process 0: {values[other]}, not {values[0]}")

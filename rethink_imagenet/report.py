@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .training import write_atomically
+from .checkpoints import write_atomically
 
 # %% ../nbs/19_report.ipynb #67e4642b
 COLOURS = {"scratch": "tab:purple", "pretrained": "tab:gray"}
