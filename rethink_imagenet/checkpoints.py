@@ -9,6 +9,7 @@ __all__ = ['RunStopped', 'CannotWrite', 'write_atomically', 'digest', 'checkpoin
 
 # %% ../nbs/11b_checkpoints.ipynb #2367c0da
 import hashlib
+import io
 import os
 import platform
 import warnings
@@ -39,28 +40,24 @@ class CannotWrite(RunStopped):
 def write_atomically(
     path: Path,  # of the file wanted
     write: Callable[[Path], object],  # writes the content to the path it is given
-    name: Callable[[Path], str] | None = None,  # of the complete file, from its content; by default that of `path`
-) -> Path:  # of the complete file
+) -> None:
     "Let `write` fill a temporary file, and rename it when it is complete and on the disk. Raises CannotWrite"
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        path = path.with_name(name(partial)) if name else path
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CannotWrite(
-            f"{path}: could not be written ({why}); make room or mend the folder, then --resume"
+            f"{path}: could not be written ({error}); make room or mend the folder, then --resume"
         ) from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name as well
     finally:
         os.close(folder)
-    return path
 
 # %% ../nbs/11b_checkpoints.ipynb #ce7887ac
 def digest(
@@ -92,15 +89,13 @@ def save_checkpoint(
     keep: Sequence[int] = (),  # iterations whose checkpoints are kept for good
 ) -> Path:
     "Write checkpoints/ITERATION-DIGEST.pt and remove what is no longer needed. Raises CannotWrite"
-    iteration = state["iteration"]
-    wanted = folder / "checkpoints" / f"{iteration:08d}.pt"
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-
-    path = write_atomically(wanted, write, lambda partial: f"{iteration:08d}-{digest(partial)}.pt")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    name = f"{state['iteration']:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    path = folder / "checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda partial: partial.write_bytes(content))
     for old in checkpoints_of(folder)[:-last]:
         if iteration_of(old) not in keep:
             old.unlink()

@@ -165,7 +165,7 @@ def dry_run(
             f"{seen['images'] / len(trainable(train_set)):,.1f} epochs, {seen['images']:,} images, "
             f"{seen['instances']:,} instances, {seen['pixels'] / 1e9:,.1f} Gpx",
             f"time: {hours:,.1f} hours; a step on {cost.images} images took {cost.seconds:.2f} s here, "
-            f"{world_size()} processes take {share} images each",
+            f"a process takes {share} images an iteration",
             f"memory: {memory / 1e9:.1f} GB a process for {together} images together, beside PyTorch and the data",
             f"checkpoints: {files} of {2 * cost.parameters / 1e9:.2f} GB",
         )

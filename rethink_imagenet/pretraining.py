@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
@@ -179,7 +179,8 @@ def pretrain(
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.body.state_dict().items()}
     path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
     if is_first():
-        write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+        content = save(tensors, metadata)
+        write_atomically(path, lambda partial: partial.write_bytes(content))
         text = json.dumps(about | cost, indent=1)
         write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
     from_first(None)  # nobody reads the weights before they are there
