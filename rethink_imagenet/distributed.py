@@ -7,12 +7,14 @@ __all__ = ['launched_as', 'device_of', 'LostProcess', 'joined', 'speaks']
 
 # %% ../nbs/13_distributed.ipynb #d7d0af62
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from .checkpoints import RunStopped
 from .normalization import nearest
@@ -60,6 +62,17 @@ class LostProcess(RunStopped):
     "Another process of the job is gone, or did not answer in time"
 
 
+def _meet(device: str, timeout: timedelta) -> None:
+    "Make the process group; each attempt of a restarted job meets under a name of its own"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    store, number, processes = next(iter(rendezvous("env://", timeout=timeout)))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # only one torchrun, so all have the same count
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
+
+
 @contextmanager
 def joined(
     device: str = "cpu",  # as `device_of` gives it
@@ -70,11 +83,10 @@ def joined(
     if launch is None:
         yield
         return
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(minutes=timeout))
+    # where a 1x1 kernel has its gradient's strides from means nothing, but PyTorch remarks on it
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
+        _meet(device, timedelta(minutes=timeout))
         yield
     except RuntimeError as error:
         if isinstance(error, RunStopped) or not _is_about_others(error):
@@ -84,7 +96,8 @@ def joined(
             f"process {rank()}: another process is gone or hangs ({reason}); go on with --resume"
         ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _is_about_others(error: RuntimeError) -> bool:

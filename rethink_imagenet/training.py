@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, cast
@@ -50,7 +50,6 @@ from .conventions import DETECTRON, Conventions
 from .data import InputError
 from .normalization import use_pytorchs_sync_batch_norm
 from rethink_imagenet.processes import (
-    any_process,
     from_first,
     gather,
     is_first,
@@ -341,8 +340,8 @@ class RunState:
     optimizer: torch.optim.Optimizer
     iteration: int = 0  # done
     seconds: float = 0.0  # of training
-    pending: list[dict[str, float]] | None = None  # losses of the iterations since the last line of the log
     skipped: int = 0  # iterations whose loss was not finite
+    pending: list[dict[str, float]] = field(default_factory=list)  # losses since the last line of the log
 
     def content(
         self,
@@ -351,7 +350,7 @@ class RunState:
         "What a checkpoint of this moment holds"
         figures = {"iteration": self.iteration, "seconds": self.seconds, "skipped": self.skipped}
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return state | figures | {"pending": self.pending or [], "about": about, "circumstances": circumstances()}
+        return state | figures | {"pending": self.pending, "about": about, "circumstances": circumstances()}
 
     def take_up(
         self,
@@ -365,27 +364,11 @@ class RunState:
         self.pending, self.skipped = content["pending"], content["skipped"]
 
 # %% ../nbs/12_training.ipynb #85e59db6
-def _mean(losses: list[dict[str, float]]) -> dict[str, float]:
-    "The mean of each loss over some iterations, with the parts of all processes"
-    if not losses:
-        return {}
-    total = torch.tensor([[each[name] for name in losses[0]] for each in losses], dtype=torch.float64).mean(dim=0)
-    return dict(zip(losses[0], sum_over_processes(total).tolist(), strict=True))
-
-
 def _check_finite(model: nn.Module, iteration: int, newest: Path | None) -> None:
     "Raises Diverged if a weight is infinite or not a number, so that it is neither evaluated nor kept"
     bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if bad:
         raise Diverged(f"iteration {iteration}: {bad[0]} is not finite; last checkpoint: {newest or 'none yet'}")
-
-
-def _fault(losses: dict[str, float], targets: list[Target]) -> str | None:
-    "What to say of losses that are not all finite; None of those that are"
-    if all(map(math.isfinite, losses.values())):
-        return None
-    found = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-    return f"losses {found} on images {[target['image_id'] for target in targets]}"
 
 # %% ../nbs/12_training.ipynb #ddabcf48
 class Run:
@@ -419,25 +402,36 @@ class Run:
         self,
         images: list[Tensor],  # of this process, each [3, H, W], float in 0..1
         targets: list[Target],  # of each image, as the model takes them
-    ) -> dict[str, float]:  # this process's part in the losses
-        "One iteration of SGD. Raises Diverged"
+        asked: bool = False,  # whether this process has been asked to stop
+    ) -> tuple[dict[str, float], bool]:  # the losses, means over the batch; whether some process has been asked to stop
+        "One iteration of SGD, or at a loss that is not finite what `on_nan` says. Raises Diverged"
         state, optimizer = self.state, self.state.optimizer
         set_rate(optimizer, self.pace.schedule.lr(state.iteration))
         optimizer.zero_grad()
-        losses = backward(self.learner, images, targets, self.pace.batch, self.pace.at_once)
+        mine = backward(self.learner, images, targets, self.pace.batch, self.pace.at_once)
+        exchanged = sum_over_processes(torch.tensor([*mine.values(), float(asked)], dtype=torch.float64))
+        *values, asks = exchanged.tolist()
+        losses = dict(zip(mine, values, strict=True))
         state.iteration += 1
-        fault = _fault(losses, targets)
-        if any_process(fault is not None)[0]:
-            where = f"iteration {state.iteration}: {next(filter(None, gather(fault)))}"
-            if self.pace.on_nan == "stop":
-                last = self.newest or "none yet"
-                raise Diverged(f"{where}; last good checkpoint: {last}; lower the learning rate, or --on-nan skip")
-            _check_finite(state.model, state.iteration, self.newest)
-            state.skipped += 1
-        else:
+        if all(map(math.isfinite, values)):
             optimizer.step()
-            state.pending = [*(state.pending or []), losses]
-        return losses
+            state.pending.append(losses)
+        else:
+            self._skip_or_stop(mine, targets)
+        return losses, asks > 0
+
+    def _skip_or_stop(self, mine: dict[str, float], targets: list[Target]) -> None:
+        "Leave this iteration out and count it, or raise Diverged with the images of the process that found it"
+        found = ", ".join(f"{name} {value:.3g}" for name, value in mine.items())
+        bad = not all(map(math.isfinite, mine.values()))
+        told = gather(f"losses {found} on images {[target['image_id'] for target in targets]}" if bad else None)
+        if self.pace.on_nan == "stop":
+            raise Diverged(
+                f"iteration {self.state.iteration}: {next(filter(None, told))}; last good checkpoint: "
+                f"{self.newest or 'none yet'}; lower the learning rate, or --on-nan skip"
+            )
+        _check_finite(self.state.model, self.state.iteration, self.newest)
+        self.state.skipped += 1
 
 # %% ../nbs/12_training.ipynb #d5be4ace
 @contextmanager
@@ -454,9 +448,10 @@ def _write_log(run: Run) -> None:
     "The line of an iteration"
     state = run.state
     line = {"iteration": state.iteration, "rate": run.pace.schedule.lr(state.iteration - 1), "seconds": state.seconds}
-    skipped = {"skipped": state.skipped} if state.skipped else {}
-    run.log.add(line | {"losses": _mean(state.pending or [])} | skipped)
-    state.pending = []
+    names = state.pending[0] if state.pending else ()
+    means = {name: sum(losses[name] for losses in state.pending) / len(state.pending) for name in names}
+    run.log.add(line | {"losses": means} | ({"skipped": state.skipped} if state.skipped else {}))
+    state.pending.clear()
 
 
 def _save(run: Run) -> None:
@@ -495,14 +490,14 @@ def train(
             _evaluate(run, evaluate)
         progress, mark = Progress(folder.name, total, state.iteration, pace.after), time.perf_counter()
         for images, targets in training_batches(samples, pace.batch, state.iteration, total, workers):
-            loss = sum(run.step(images, targets).values()) * world_size()
+            losses, stop = run.step(images, targets, bool(interruption.asked))
             state.seconds += time.perf_counter() - mark
             progress.update(
-                state.iteration, f"loss {loss:.2f}, {pace.batch * state.iteration / state.seconds:.1f} images/s"
+                state.iteration,
+                f"loss {sum(losses.values()):.2f}, {pace.batch * state.iteration / state.seconds:.1f} images/s",
             )
             if pace.due(state.iteration, pace.log_every):
                 _write_log(run)
-            stop = any_process(bool(interruption.asked))[0]
             if stop or pace.saves(state.iteration):
                 _save(run)
             if stop:
