@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FIELDS', 'STATISTICS', 'coco_results', 'predict', 'keypoint_sigmas', 'evaluate_coco', 'match_coco',
-           'evaluate_voc', 'evaluate']
+           'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate']
 
 # %% ../nbs/14_evaluation.ipynb #25cfdb04
 import contextlib
@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,38 @@ def _ious(box: list[float], others: list[list[float]]) -> np.ndarray:
     shared = across.clip(0) * down.clip(0)
     return shared / np.maximum(box[2] * box[3] + w * h - shared, 1e-12)
 
+# %% ../nbs/14_evaluation.ipynb #5d1f6a2d
+@dataclass(frozen=True)
+class VOCMatches:
+    "The D detections of one class, best first, as VOC's rule sees them, and the objects that count"
+
+    images: list[int]  # id of the image of each detection
+    scores: list[float]  # of each detection
+    right: np.ndarray  # [D] bool
+    wrong: np.ndarray  # [D] bool; on a difficult object a detection is neither
+    objects: list[int]  # id of the image of each object
+
+
+def match_voc(
+    annotations: str | Path | dict[str, Any],  # in COCO's format; `difficult` as `read_voc` gives it
+    detections: str | Path | list[dict[str, Any]],  # in COCO's results format
+    overlap: float = 0.5,  # IoU from which on a detection is right
+) -> dict[str, VOCMatches]:  # by name of the class
+    "Which detections are right by VOC's rule. Raises InputError"
+    truth, matches = _read_truth(annotations, ["box"]), {}
+    results = _read_results(detections, truth, ["box"])
+    for category in truth["categories"]:
+        objects: dict[int, list[dict[str, Any]]] = {}
+        for annotation in truth["annotations"]:
+            if annotation["category_id"] == category["id"]:
+                objects.setdefault(annotation["image_id"], []).append(annotation)
+        every = [a for here in objects.values() for a in here]
+        counted = [a["image_id"] for a in every if not (a.get("difficult") or a.get("iscrowd"))]
+        ranked = sorted((r for r in results if r["category_id"] == category["id"]), key=lambda r: -r["score"])
+        images, scores = [r["image_id"] for r in ranked], [r["score"] for r in ranked]
+        matches[category["name"]] = VOCMatches(images, scores, *_voc_marks(objects, ranked, overlap), counted)
+    return matches
+
 # %% ../nbs/14_evaluation.ipynb #5878604a
 def evaluate_voc(
     annotations: str | Path | dict[str, Any],  # in COCO's format; `difficult` as `read_voc` gives it
@@ -331,19 +364,10 @@ def evaluate_voc(
     overlap: float = 0.5,  # IoU from which on a detection is right
 ) -> dict[str, Any]:  # map, and by_class: name -> AP, in percent; None without objects
     "VOC's mean average precision over classes. Raises InputError"
-    truth = _read_truth(annotations, ["box"])
-    results = _read_results(detections, truth, ["box"])
     by_class: dict[str, float | None] = {}
-    for category in truth["categories"]:
-        category_id = category["id"]
-        objects: dict[int, list[dict[str, Any]]] = {}
-        for annotation in truth["annotations"]:
-            if annotation["category_id"] == category_id:
-                objects.setdefault(annotation["image_id"], []).append(annotation)
-        counted = sum(not (a.get("difficult") or a.get("iscrowd")) for here in objects.values() for a in here)
-        ranked = sorted((r for r in results if r["category_id"] == category_id), key=lambda r: -r["score"])
-        marks = _voc_marks(objects, ranked, overlap)
-        by_class[category["name"]] = 100 * _voc_ap(*marks, counted, eleven_points) if counted else None
+    for name, found in match_voc(annotations, detections, overlap).items():
+        objects = len(found.objects)
+        by_class[name] = 100 * _voc_ap(found.right, found.wrong, objects, eleven_points) if objects else None
     known = [ap for ap in by_class.values() if ap is not None]
     return {"map": sum(known) / len(known) if known else None, "by_class": by_class}
 
