@@ -1,4 +1,4 @@
-"""COCO's figures of boxes, masks and keypoints against pycocotools, with and without faster-coco-eval; bad input."""
+"""COCO's figures and their resamples against pycocotools, with and without faster-coco-eval; verdicts; bad input."""
 
 import contextlib
 import copy
@@ -17,6 +17,15 @@ from pycocotools.cocoeval import COCOeval
 from rethink_imagenet import evaluation
 from rethink_imagenet.data import InputError
 from rethink_imagenet.evaluation import KINDS, evaluate_coco, evaluate_voc, keypoint_sigmas
+from rethink_imagenet.resampling import (
+    FIGURES,
+    coco_records,
+    draw_images,
+    paired_bootstrap,
+    resampled_ap,
+    verdict,
+    voc_records,
+)
 
 Sample = Callable[[str], Path]
 Records = list[dict[str, Any]]
@@ -223,3 +232,139 @@ def test_annotations_that_are_not_whole(tmp_path: Path) -> None:
         evaluate_coco(content, [], ["boxes"])
     with pytest.raises(InputError, match=r"truth2\.json: no such file"):
         evaluate_coco(tmp_path / "truth2.json", [])
+
+
+SIZES = ("all", "small", "medium", "large")
+
+
+def copied(content: dict[str, Any], found: Records, counts: np.ndarray) -> tuple[dict[str, Any], Records]:
+    """The data set that holds image m `counts[m]` times, each copy under a new id, in the same order."""
+    new = {
+        image["id"]: [1000 * m + c for c in range(counts[m])]
+        for m, image in enumerate(sorted(content["images"], key=lambda i: i["id"]))
+    }
+
+    def copies(table: Records) -> Records:
+        return [record | {"image_id": image} for record in table for image in new[record["image_id"]]]
+
+    annotations = [record | {"id": i} for i, record in enumerate(copies(content["annotations"]), 1)]
+    images = [image | {"id": i} for image in content["images"] for i in new[image["id"]]]
+    return content | {"images": images, "annotations": annotations}, copies(found)
+
+
+@pytest.mark.parametrize("decimals", [9, 1])
+@pytest.mark.parametrize("kind", ["box", "mask", "keypoint"])
+def test_resamples_are_what_pycocotools_gives_on_copied_images(kind: str, decimals: int) -> None:
+    """Brute force: every figure of every resample to 1e-12, with equal scores within an image and between images."""
+    content = made_up(5, images=10)
+    found = guesses(content, 5, decimals)
+    scored = {(d["image_id"], d["category_id"], d["score"]) for d in found}
+    assert decimals > 1 or len(scored) < len(found)
+    sizes = [size for size in SIZES if (kind, size) != ("keypoint", "small")]
+    records = coco_records(content, found, kind, sizes=sizes)
+    counts = np.stack([np.ones(10, np.int32), *(draw_images(10, 3, b)[0] for b in range(11))])
+    figures = ["ap", "ap50", "ap75", *(f"ap_{size}" for size in sizes[1:])]
+    ours = np.stack([resampled_ap(records, counts, figure) for figure in figures])
+    for b, drawn in enumerate(counts):
+        expected = by_hand(*copied(content, found, drawn), kind)[: len(figures)]
+        assert_same(dict(zip(figures, [None if np.isnan(x) else x for x in ours[:, b]], strict=True)), expected)
+
+
+@pytest.mark.parametrize("eleven_points", [False, True])
+def test_resamples_are_what_voc_gives_on_copied_images(eleven_points: bool) -> None:
+    content = made_up(6, images=10)
+    found = guesses(content, 6)
+    for record in content["annotations"][::7]:
+        record["difficult"] = 1
+    records = voc_records(content, found, eleven_points)
+    for b in range(8):
+        drawn = draw_images(10, 1, b)[0]
+        expected = evaluate_voc(*copied(content, found, drawn), eleven_points)["map"]
+        assert resampled_ap(records, drawn[None], "map")[0] == pytest.approx(expected, abs=1e-10, rel=0)
+
+
+def test_records_on_photographs(sample_data: Sample) -> None:
+    path = sample_data("coco_mini_by") / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    found = guesses(content, 1, decimals=2)
+    records, once = coco_records(path, found, sizes=SIZES), np.ones((1, len(content["images"])), np.int32)
+    figures = {figure: resampled_ap(records, once, figure)[0] for figure in list(FIGURES)[:6]}
+    assert_same(figures, by_hand(content, found, "box")[:6])
+
+
+def test_interval_by_brute_force() -> None:
+    """The interval of the difference from pycocotools' figures on 40 data sets with copied images."""
+    content = made_up(7, images=12)
+    arms = [guesses(content, seed) for seed in (7, 8)]
+    records = [coco_records(content, arm) for arm in arms]
+    found = paired_bootstrap([records[0]], [records[1]], resamples=40, seed=2)
+    differences = []
+    for b in range(40):
+        drawn = draw_images(12, 2, b)[0]
+        first, second = (by_hand(*copied(content, arm, drawn), "box")[0] for arm in arms)
+        differences.append(first - second)
+    assert found.interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-10)
+    assert found.difference == pytest.approx(by_hand(content, arms[0], "box")[0] - by_hand(content, arms[1], "box")[0])
+    assert (found.images, found.runs, found.kind) == (12, (1, 1), "box")
+
+
+def test_several_runs_widen_the_interval() -> None:
+    """With runs drawn as well, the variance of the difference grows by that of the mean of the drawn runs."""
+    content = made_up(8, images=30)
+    runs = [coco_records(content, guesses(content, seed)) for seed in range(6)]
+    narrow = paired_bootstrap(runs[:1], runs[3:4], resamples=200)
+    wide = paired_bootstrap(runs[:3], runs[3:], resamples=200)
+    assert wide.runs == (3, 3) and narrow.runs == (1, 1)
+    single = [resampled_ap(run, np.ones((1, 30), np.int32))[0] for run in runs]
+    assert wide.difference == pytest.approx(np.mean(single[:3]) - np.mean(single[3:]))
+    draws = [draw_images(30, 0, b, (3, 3)) for b in range(200)]
+    assert np.array_equal(draws[5][0], draw_images(30, 0, 5)[0]), "images do not depend on the number of runs"
+    expected = []
+    for counts, (first, second) in draws:
+        ap = np.array([resampled_ap(run, counts[None])[0] for run in runs])
+        expected.append((ap[:3] * first).sum() / 3 - (ap[3:] * second).sum() / 3)
+    assert wide.interval == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])))
+
+
+def test_coverage_of_the_interval() -> None:
+    """Two arms of the same quality: the interval of 90 % holds 0 in about nine of ten data sets."""
+    held = 0
+    for seed in range(60):
+        content = made_up(100 + seed, images=40, classes=1)
+        first, second = (coco_records(content, guesses(content, 2 * seed + arm)) for arm in (0, 1))
+        low, high = paired_bootstrap([first], [second], "ap50", resamples=100, level=0.9).interval
+        held += low <= 0 <= high
+    assert 46 <= held <= 60
+
+
+def test_records_that_do_not_go_together() -> None:
+    content = made_up(0)
+    found = guesses(content, 0)
+    box, mask = coco_records(content, found), coco_records(content, found, "mask")
+    fewer = coco_records(content | {"annotations": content["annotations"][1:]}, found)
+    for other in (mask, fewer):
+        with pytest.raises(InputError, match="not evaluated on the same images and objects"):
+            paired_bootstrap([box], [other], resamples=2)
+    with pytest.raises(InputError, match="of all objects, not of large ones"):
+        paired_bootstrap([box], [box], "ap_large", resamples=2)
+    tiny = coco_records(
+        content | {"annotations": [a | {"area": 9} for a in content["annotations"]]}, found, sizes=SIZES
+    )
+    with pytest.raises(InputError, match="there is no object"):
+        paired_bootstrap([tiny], [tiny], "ap_large", resamples=2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [((0.01, 0.4), "better"), ((0.0, 0.4), "no worse"), ((-0.49, -0.01), "no worse"), ((-0.5, 2.0), "undecided"),
+     ((-3.0, 3.0), "undecided"), ((-3.0, -0.5), "undecided"), ((-3.0, -0.51), "worse")],
+)  # fmt: skip
+def test_verdict_at_the_borders(interval: tuple[float, float], word: str) -> None:
+    said = verdict(sum(interval) / 2, interval, margin=0.5, images=5000)
+    assert said.word == word and word in said.statement and "5,000 images" in said.statement
+
+
+def test_no_verdict_without_margin() -> None:
+    for margin, interval in ((0.0, (0.0, 1.0)), (0.5, (1.0, 0.0)), (0.5, (float("nan"), 1.0))):
+        with pytest.raises(ValueError, match="no verdict"):
+            verdict(0.5, interval, margin)
