@@ -282,7 +282,7 @@ def verdict(
     runs: tuple[int, int] = (1, 1),  # trained, of each arm
     images: int | None = None,  # evaluated on
     what: str = "box AP",  # that differs
-    arms: tuple[str, str] = ("Training from random initialization", "pre-training"),
+    arms: tuple[str, str] = ("Training from random initialization", "pre-training"),  # as the statement calls them
 ) -> Verdict:
     "Better, no worse, worse or undecided, by non-inferiority. Raises ValueError without a margin or an interval"
     low, high = interval
