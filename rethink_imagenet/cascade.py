@@ -58,7 +58,7 @@ def next_samples(
         parts.append((boxes, *match_proposals(boxes, target, overlap, crowd_class)))
     return Samples.gather(parts, samples.targets, samples.sizes)
 
-# %% ../nbs/09_cascade.ipynb #10eafe31
+# %% ../nbs/09_cascade.ipynb #2213be51
 class CascadeHead(nn.Module):
     "Three box heads, each learning from what the one before puts out (Cascade R-CNN)"
 
@@ -86,9 +86,9 @@ class CascadeHead(nn.Module):
             _, codes, _ = head.predict(cut, rois)
             rois = moved(rois, codes, head.code_weights)
         features = cut(rois, 7)
-        logits, codes = zip(*(head(features) for head in self.heads), strict=True)
-        mean = torch.stack([widened(each).softmax(dim=1) for each in logits]).mean(dim=0)
-        return mean.log(), widened(codes[-1]), rois
+        said = [head(features) for head in self.heads]
+        mean = torch.stack([widened(logits).softmax(dim=1) for logits, _ in said]).mean(dim=0)
+        return mean.log(), widened(said[-1][1]), rois
 
     def losses(
         self,

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['VGGBody', 'VGGBackbone', 'backbone_named']
 
-# %% ../nbs/04b_vgg.ipynb #f70f679d
+# %% ../nbs/04b_vgg.ipynb #390e9bbe
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from .backbones import Backbone, body_names, msra_fill, xavier_fill
 from .data import InputError
 from .normalization import nearest
 
-# %% ../nbs/04b_vgg.ipynb #abe65ce8
+# %% ../nbs/04b_vgg.ipynb #04cc0e0d
 class VGGBody(nn.Module):
     "VGG-16 up to conv5_3, under timm's names"
 
@@ -26,8 +28,8 @@ class VGGBody(nn.Module):
     ):
         super().__init__()
         with torch.device("meta"):
-            layers = timm.create_model("vgg16").features[:-1]
-        self.features = layers.to_empty(device=torch.get_default_device())
+            net: Any = timm.create_model("vgg16")
+        self.features = net.features[:-1].to_empty(device=torch.get_default_device())
         self.fill = fill
         self.reset_parameters()
 
