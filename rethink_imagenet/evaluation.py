@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FIELDS', 'STATISTICS', 'coco_results', 'Detects', 'predict', 'keypoint_sigmas', 'evaluate_coco',
-           'match_coco', 'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate']
+           'match_coco', 'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate', 'write_submission']
 
 # %% ../nbs/14_evaluation.ipynb #25cfdb04
 import contextlib
 import io
 import json
 import math
+import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -174,12 +176,12 @@ def _read_truth(annotations: str | Path | dict[str, Any], kinds: Sequence[str]) 
     return content | {"annotations": filled}
 
 # %% ../nbs/14_evaluation.ipynb #5d1f6a28
-def _is_mask(segmentation: Any, image: dict[str, Any]) -> bool:
-    "Whether this is a run-length encoding of the size of its image, or polygons"
+def _is_mask(segmentation: Any, image: dict[str, Any], compressed: bool) -> bool:
+    "Whether this is a run-length encoding of the size of its image or, unless it must be compressed, polygons"
     if isinstance(segmentation, dict):
         fits = segmentation.get("size") == [image.get("height"), image.get("width")]
-        return fits and isinstance(segmentation.get("counts"), str | bytes | list)
-    rings = segmentation if isinstance(segmentation, list) else []
+        return fits and isinstance(segmentation.get("counts"), str | bytes if compressed else str | bytes | list)
+    rings = segmentation if isinstance(segmentation, list) and not compressed else []
     return bool(rings) and all(isinstance(r, list) and len(r) >= 6 and _are_numbers(r, len(r) // 2 * 2) for r in rings)
 
 
@@ -198,8 +200,9 @@ def _fault(result: Any, images: dict[int, Any], categories: dict[int, Any], fiel
         return "its bbox is not four finite numbers"
     if "keypoints" in fields and not _are_numbers(result["keypoints"], 3 * points):
         return f"its keypoints are not {points} times three finite numbers"
-    if "segmentation" in fields and not _is_mask(result["segmentation"], images[image]):
-        return "its segmentation is neither polygons nor a run-length encoding of the size of its image"
+    if "segmentation" in fields and not _is_mask(result["segmentation"], images[image], "bbox" not in fields):
+        polygons = "neither polygons nor" if "bbox" in fields else "not"
+        return f"its segmentation is {polygons} a run-length encoding of the size of its image"
     return ""
 
 
@@ -401,3 +404,28 @@ def evaluate(
     if isinstance(dataset.ground_truth, dict) and any("difficult" in a for a in dataset.ground_truth["annotations"]):
         figures["voc"] = evaluate_voc(dataset.ground_truth, detections)
     return figures
+
+# %% ../nbs/14_evaluation.ipynb #5d1f6a31
+def write_submission(
+    dataset: Dataset,  # predicted on, such as from `read_image_info`
+    detections: list[dict[str, Any]],  # in COCO's results format
+    kind: str,  # of `KINDS`
+    algorithm: str,  # name of the method: letters, digits, - and .
+    folder: str | Path,  # to write into
+) -> Path:  # FOLDER/detections_TESTSET_ALGORITHM_results.zip, for keypoints person_keypoints_...
+    "The zip that COCO's evaluation server takes. Raises InputError, also where the zip exists"
+    if not re.fullmatch(r"[\w.-]+", algorithm) or kind not in KINDS:
+        raise InputError(f'"{algorithm}", "{kind}": a name of letters, digits, - and . and one of {", ".join(KINDS)}')
+    content = dataset.ground_truth if isinstance(dataset.ground_truth, dict) else read_json(dataset.ground_truth)
+    fields = ("image_id", "category_id", "score", FIELDS[kind])
+    results = [{key: detection[key] for key in fields if key in detection} for detection in detections]
+    _read_results(results, content, [kind])
+    about = "person_keypoints" if kind == "keypoint" else "detections"
+    name = f"{about}_{dataset.source.stem.rpartition('_')[2]}_{algorithm}_results"
+    path = Path(folder) / f"{name}.zip"
+    if path.exists():
+        raise InputError(f"{path}: exists already; take another name or folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.json", json.dumps(results))
+    return path
