@@ -21,7 +21,7 @@ class Conventions:
     # body and random weights
     body_fill: str = "xavier"  # convolutions of the body: "xavier" or "msra"
     stride_in_1x1: bool = False  # whether a bottleneck halves the map in its first 1x1 convolution, not in its 3x3
-    linear_fill: str = "detectron"  # linear layers: "detectron" (Xavier, small Gaussians) or "torch"
+    linear_fill: str = "detectron"  # linear layers: "detectron" (Xavier, small Gaussians), "msra" or "torch"
     mask_std: float | None = None  # of the last layer of the mask head; None for MSRAFill
     # anchors and proposals
     anchor_rounding: str = "stride"  # sides rounded at the "stride", at the "half" side, or "none"

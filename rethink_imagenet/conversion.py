@@ -130,6 +130,7 @@ def torchvision_model(
     norm = None if head == "none" else norm_layer(head)
     body = get_model(c.backbone, weights=None, norm_layer=norm_layer(c.norm))
     widths = [body.inplanes // 8 * 2**k for k in range(4)]
+    sizes = [tuple(4 * 2**k * scale for scale in c.anchor_scales) for k in range(5)]
     layers = {f"layer{k + 1}": str(k) for k in range(4)}
     if c.box_layers[0]:
         box_head = FastRCNNConvFCHead(
@@ -139,7 +140,7 @@ def torchvision_model(
         box_head = TwoMLPHead(c.channels * 49, c.hidden)
     model = MaskRCNN(
         BackboneWithFPN(body, layers, widths, c.channels, norm_layer=norm),
-        rpn_anchor_generator=AnchorGenerator(tuple((4 * 2**k * c.anchor_scale,) for k in range(5)), (RATIOS,) * 5),
+        rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * 5),
         rpn_batch_size_per_image=c.rpn_number, box_batch_size_per_image=c.box_number,
         rpn_pre_nms_top_n_train=c.pre_nms[0], rpn_pre_nms_top_n_test=c.pre_nms[1],
         rpn_post_nms_top_n_train=rules.post_nms[0], rpn_post_nms_top_n_test=rules.post_nms[1],

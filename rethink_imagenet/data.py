@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['InputError', 'Polygons', 'trace', 'Dataset', 'read_json', 'trainable', 'read_coco', 'read_voc', 'read_splits',
-           'load_image', 'select', 'nested_subset', 'fingerprint', 'count', 'summary']
+           'load_image', 'read_image_info', 'read_image_files', 'select', 'nested_subset', 'fingerprint', 'count',
+           'summary']
 
 # %% ../nbs/01_data.ipynb #ac60edee
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +148,7 @@ class Dataset:
 # %% ../nbs/01_data.ipynb #63c31b12
 def read_json(
     path: Path,  # a json in COCO's format
+    tables: Sequence[str] = ("images", "annotations", "categories"),  # that it must hold
 ) -> dict[str, Any]:
     "The content of a file in COCO's format, of which only the outline is checked. Raises InputError"
     if not path.is_file():
@@ -154,9 +157,8 @@ def read_json(
         content = json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a json file that can be read ({error})") from None
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        raise InputError(f"{path}: not COCO's format, which is an object with the lists {', '.join(keys)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(table), list) for table in tables):
+        raise InputError(f"{path}: not COCO's format, which is an object with the lists {', '.join(tables)}")
     return content
 
 # %% ../nbs/01_data.ipynb #2974b047
@@ -385,10 +387,16 @@ def _assemble(
 # %% ../nbs/01_data.ipynb #7a2def1c
 def trainable(
     dataset: Dataset,  # to train on
+    keypoints: bool = False,  # only images with a visible keypoint, as a keypoint detector needs them
 ) -> np.ndarray:  # int64, positions of images
-    "The images with at least one object to train on, as Detectron filters them (117,266 of COCO's 118,287)"
-    usable_before = np.concatenate([[0], np.cumsum(dataset.usable)])
-    return np.flatnonzero(np.diff(usable_before[dataset.starts]))
+    "The images with an object to train on, as Detectron filters them: 117,266 of COCO's 118,287. Raises InputError"
+    counted = dataset.usable
+    if keypoints:
+        if dataset.keypoints is None:
+            raise InputError(f"{dataset.source}: has no keypoints, so no keypoint detector can be trained on it")
+        counted = counted & (dataset.keypoints[..., 2] > 0).any(axis=1)
+    counted_before = np.concatenate([[0], np.cumsum(counted)])
+    return np.flatnonzero(np.diff(counted_before[dataset.starts]))
 
 # %% ../nbs/01_data.ipynb #af970fd3
 def _finish(dataset: Dataset, strict: bool) -> Dataset:
@@ -406,7 +414,7 @@ def _finish(dataset: Dataset, strict: bool) -> Dataset:
 def _image_folder(annotations: Path) -> Path:
     "The folder of images that belongs to a json in COCO's layout"
     root = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
-    split = annotations.stem.rpartition("_")[2]
+    split = annotations.stem.rpartition("_")[2].replace("test-dev", "test")  # whose images are among test2017's
     candidates = [root / split, root / "images" / split, root / "images"]
     return next((folder for folder in candidates if folder.is_dir()), root)
 
@@ -573,6 +581,37 @@ def load_image(
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); {dataset.source} lists it") from None
+
+# %% ../nbs/01_data.ipynb #b8a40c12
+def read_image_info(
+    images: str | Path,  # a json that lists images and categories, such as COCO's image_info_test-dev2017.json
+    folder: str | Path | None = None,  # of the images; by default COCO's layout is assumed
+) -> Dataset:
+    "Read and check a list of images without annotations, a data set to predict on only. Raises InputError"
+    source = Path(images)
+    content = read_json(source, ("images", "categories")) | {"annotations": []}
+    return _assemble(content, source, content, Path(folder) if folder else _image_folder(source), str)
+
+
+def read_image_files(
+    files: Sequence[str | Path],  # images; their ids are 1, 2, ...
+    categories: Sequence[dict[str, Any]],  # that the detector knows, in COCO's format: id, name
+) -> Dataset:
+    "A data set to predict on only, of image files. Raises InputError where one does not open"
+    if not files:
+        raise InputError("no image was named to detect anything in")
+    paths = [Path(file).resolve() for file in files]
+    folder, records = Path(os.path.commonpath([path.parent for path in paths])), []
+    for i, path in enumerate(paths, 1):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: cannot be read as an image ({error})") from None
+        name = path.relative_to(folder).as_posix()
+        records.append({"id": i, "file_name": name, "width": width, "height": height})
+    content = {"images": records, "categories": list(categories), "annotations": []}
+    return _assemble(content, folder, content, folder, str)
 
 # %% ../nbs/01_data.ipynb #1a4e08a8
 def select(

@@ -59,21 +59,28 @@ class _WeightedRows(torch.autograd.Function):
         return F.embedding_bag(bins, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
 
 # %% ../nbs/07_pooling.ipynb #0979e526
-def _places(rois: Tensor, level: Tensor, aligned: bool) -> tuple[Tensor, Tensor]:
+def _places(rois: Tensor, level: Tensor, stride: int, aligned: bool) -> tuple[Tensor, Tensor]:
     "Upper left corners [N, 2] and sizes [N, 2], x before y, in pixels of the map of their level"
-    scale = 0.25 * 0.5 ** level[:, None]
+    scale = 0.5 ** level[:, None] / stride
     corners = rois[:, 1:3] * scale - 0.5 * aligned
     sizes = (rois[:, 3:] - rois[:, 1:3]) * scale
     return corners, sizes.clamp(min=0.0 if aligned else 1.0)
 
 
 def _rows_and_weights(
-    shapes: Tensor, images: int, rois: Tensor, level: Tensor, bins: int, samples: tuple[int, int], aligned: bool
+    shapes: Tensor,
+    images: int,
+    rois: Tensor,
+    level: Tensor,
+    bins: int,
+    samples: tuple[int, int],
+    stride: int,
+    aligned: bool,
 ) -> tuple[Tensor, Tensor]:
     "Rows [N * bins * bins, 4 * samples] of the table of all pixels that each bin sums, and their weights"
     first = torch.cumsum(torch.cat([shapes.new_zeros(1), images * shapes.prod(dim=1)]), dim=0)
     height, width = shapes[level].unbind(1)
-    corners, sizes = _places(rois, level, aligned)
+    corners, sizes = _places(rois, level, stride, aligned)
     columns, across = _axis(corners[:, 0], sizes[:, 0], width, bins, samples[0])
     lines, down = _axis(corners[:, 1], sizes[:, 1], height, bins, samples[1])
     origin = first[level] + rois[:, 0].long() * height * width
@@ -84,7 +91,7 @@ def _rows_and_weights(
 
 
 def _roi_align_bag(
-    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, sampling_ratio: int, aligned: bool
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, sampling_ratio: int, stride: int, aligned: bool
 ) -> Tensor:
     "RoIAlign of all levels as one embedding bag; with as many samples as pixels, one for each number of samples"
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
@@ -93,12 +100,12 @@ def _roi_align_bag(
     out = torch.cat([out, table.new_zeros((len(rois), *out.shape[1:]))])
     numbers = torch.full_like(rois[:, :2], sampling_ratio)
     if sampling_ratio <= 0:
-        numbers = (_places(rois, level, aligned)[1] / bins).ceil()
+        numbers = (_places(rois, level, stride, aligned)[1] / bins).ceil()
     for across, down in numbers.unique(dim=0).int().tolist():
         here = torch.where((numbers[:, 0] == across) & (numbers[:, 1] == down))[0]
         if across and down:
             rows, weights = _rows_and_weights(
-                shapes, len(features[0]), rois[here], level[here], bins, (across, down), aligned
+                shapes, len(features[0]), rois[here], level[here], bins, (across, down), stride, aligned
             )
             bags = _WeightedRows.apply(table, rows, weights.to(table.dtype)).unflatten(0, (len(here), bins * bins))
             out = bags if len(here) == len(rois) else out.index_copy(0, here, bags)
@@ -106,26 +113,27 @@ def _roi_align_bag(
 
 # %% ../nbs/07_pooling.ipynb #abfe572b
 def _roi_align_levels(
-    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, samples: int, aligned: bool
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, samples: int, stride: int, aligned: bool
 ) -> Tensor:
     "RoIAlign by torchvision's operator, one level after the other"
     out = features[0].new_zeros((len(rois), features[0].shape[1], bins, bins))
     for k, feature in enumerate(features):
         here = torch.where(level == k)[0]
-        aligned_here = roi_align(feature, rois[here].to(feature.dtype), bins, 0.25 * 0.5**k, samples, aligned)
+        aligned_here = roi_align(feature, rois[here].to(feature.dtype), bins, 0.5**k / stride, samples, aligned)
         out = out.index_copy(0, here, aligned_here)
     return out
 
 # %% ../nbs/07_pooling.ipynb #d9d8aa37
 def roi_align_pyramid(
-    features: Sequence[Tensor],  # P2, P3, ...: [B, C, H, W] each, at strides 4, 8, ...
+    features: Sequence[Tensor],  # P2, P3, ...: [B, C, H, W] each, at strides 4, 8, ..., or a single map
     rois: Tensor,  # [N, 5]: position of the image in the batch, x1, y1, x2, y2 in pixels of the image
     output_size: int,  # bins along each side
     sampling_ratio: int = 2,  # samples along each side of a bin; 0 for as many as it has pixels, rounded up
     aligned: bool = False,  # shift by half a pixel, so that pixel centres are at .5 (Detectron: no)
     canonical: int = 224,  # size of a region that belongs to P4, in pixels
+    stride: int = 4,  # of the first map in pixels
 ) -> Tensor:  # [N, C, output_size, output_size]
     "RoIAlign of each region on the level that suits its size (Mask R-CNN, Sec. 3; FPN, Sec. 4.2)"
     level = level_of(rois[:, 1:], len(features), canonical)
     implementation = _roi_align_bag if rois.device.type == "cpu" else _roi_align_levels
-    return implementation(features, rois, level, output_size, sampling_ratio, aligned)
+    return implementation(features, rois, level, output_size, sampling_ratio, stride, aligned)

@@ -30,6 +30,7 @@ from .processes import from_first, is_first, world_size
 from .schedules import Schedule
 from .training import Pace, seed_everything, train
 from .transforms import DETECTRON_MEAN, DETECTRON_STD, Target, batch_images
+from .vgg import VGGBody
 
 # %% ../nbs/16_pretraining.ipynb #0225700d
 class Classifier(nn.Module):
@@ -223,8 +224,11 @@ def _timm_weights(tag: str) -> dict[str, Tensor]:
         raise InputError(f"weights {tag}: could not be downloaded ({type(error).__name__}: {error})") from None
 
 # %% ../nbs/16_pretraining.ipynb #52dbc508
+_CLASSIFIER = ("fc", "pre_logits", "head")  # what timm's networks have beyond the body
+
+
 def load_weights(
-    body: Body,  # of a detector
+    body: Body | VGGBody,  # of a detector
     source: str | Path,  # a safetensors file, a file of torch.save, or a tag of timm such as resnet50_gn.a1h_in1k
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
     "Give a body pre-trained weights, which must fit exactly. Raises InputError"
@@ -233,7 +237,7 @@ def load_weights(
         state, metadata = _read_weights(path)
     else:
         state, metadata = _timm_weights(str(source)), {}
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in _CLASSIFIER}
     load_state(body, state, path)
     return json.loads(metadata.get("cost", "{}"))
 

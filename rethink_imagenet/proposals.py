@@ -22,16 +22,17 @@ RATIOS = (0.5, 1.0, 2.0)  # height : width
 
 def anchor_forms(
     stride: int,  # of the level in pixels
-    scale: int = 8,  # size of the anchors over the stride
+    scales: tuple[int, ...] = (8,),  # sizes of the anchors over the stride
     rounding: str = "stride",  # "stride", "half" or "none", as in `Conventions.anchor_rounding`
-) -> Tensor:  # [3, 2] widths and heights in pixels
-    "The sides of a level's anchors (Detectron's RPN_ASPECT_RATIOS, RPN_ANCHOR_START_SIZE)"
+) -> Tensor:  # [3 * S, 2] widths and heights in pixels, the S sizes of a form together
+    "The sides of a level's anchors (Detectron's RPN_ASPECT_RATIOS, RPN_ANCHOR_START_SIZE, RPN.SIZES)"
+    sizes = torch.tensor(scales, dtype=torch.float32)[:, None]
     if rounding == "stride":
         widths = [round((stride**2 / ratio) ** 0.5) for ratio in RATIOS]
         heights = [round(width * ratio) for width, ratio in zip(widths, RATIOS, strict=True)]
-        return scale * torch.tensor([widths, heights], dtype=torch.float32).T
+        return (sizes * torch.tensor([widths, heights], dtype=torch.float32).T[:, None]).flatten(0, 1)
     root = torch.tensor(RATIOS).sqrt()
-    sides = scale * stride * torch.stack([1 / root, root], dim=1)
+    sides = (sizes * stride * torch.stack([1 / root, root], dim=1)[:, None]).flatten(0, 1)
     return 2 * (sides / 2).round() if rounding == "half" else sides
 
 
@@ -39,17 +40,17 @@ def level_anchors(
     height: int,  # of the map
     width: int,  # of the map
     stride: int,  # of the map in pixels
-    scale: int = 8,  # size of the anchors over the stride
+    scales: tuple[int, ...] = (8,),  # sizes of the anchors over the stride
     conventions: Conventions = DETECTRON,  # rounding, offset and strides
     image: tuple[int, int] | None = None,  # height and width of the padded batch, for strides of the map
-) -> Tensor:  # [height * width * 3, 4] in pixels, row by row, the three forms of a position together
+) -> Tensor:  # [height * width * 3 * S, 4] in pixels, row by row, the anchors of a position together
     "All anchors of one level"
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     steps = torch.tensor([stride, stride])
     if conventions.anchor_strides == "map" and image is not None:
         steps = torch.tensor([image[1] // width, image[0] // height])
     centres = steps * (torch.stack([x, y], dim=-1).float() + conventions.anchor_offset)
-    half = anchor_forms(stride, scale, conventions.anchor_rounding) / 2
+    half = anchor_forms(stride, scales, conventions.anchor_rounding) / 2
     corners = torch.cat([centres[..., None, :] - half, centres[..., None, :] + half], dim=-1)
     return corners.reshape(-1, 4)
 
@@ -60,18 +61,19 @@ class RPNHead(nn.Module):
     def __init__(
         self,
         channels: int = 256,  # of the pyramid's maps
+        anchors: int = len(RATIOS),  # of a position
     ):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
-        self.code = nn.Conv2d(channels, 4 * len(RATIOS), 1)
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.code = nn.Conv2d(channels, 4 * anchors, 1)
         for layer in (self.conv, self.objectness, self.code):
             gaussian_fill(layer, std=0.01)
 
     def forward(
         self,
         pyramid: list[Tensor],  # [B, C, H, W] for each level
-    ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * 3] logits and [B, H * W * 3, 4] codes
+    ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * A] logits and [B, H * W * A, 4] codes
         "What the network says of each anchor, in the order of `level_anchors`"
         hidden = [F.relu(self.conv(level)) for level in pyramid]
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
@@ -189,14 +191,14 @@ class RPN(nn.Module):
         self,
         channels: int = 256,  # of the pyramid's maps
         strides: tuple[int, ...] = (4, 8, 16, 32, 64),  # of the levels in pixels
-        anchor_scale: int = 8,  # size of the anchors over the stride
+        anchor_scales: tuple[int, ...] = (8,),  # sizes of the anchors over the stride
         number: int = 256,  # anchors to draw from each image in training
         pre_nms: tuple[int, int] = (2000, 1000),  # of each level, in training and in testing
         conventions: Conventions = DETECTRON,  # anchors, proposals and losses
     ):
         super().__init__()
-        self.head = RPNHead(channels)
-        self.strides, self.anchor_scale, self.number = strides, anchor_scale, number
+        self.head = RPNHead(channels, len(RATIOS) * len(anchor_scales))
+        self.strides, self.anchor_scales, self.number = strides, anchor_scales, number
         self.pre_nms, self.conventions = pre_nms, conventions
 
     def anchors(
@@ -206,7 +208,7 @@ class RPN(nn.Module):
         "The anchors of all levels"
         image = pyramid[0].shape[2] * self.strides[0], pyramid[0].shape[3] * self.strides[0]
         return [
-            level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scale, self.conventions, image).to(
+            level_anchors(level.shape[2], level.shape[3], stride, self.anchor_scales, self.conventions, image).to(
                 level.device
             )
             for level, stride in zip(pyramid, self.strides, strict=True)

@@ -65,7 +65,7 @@ def test_losses(system: str, over: str) -> None:
     drawn = (torch.rand(3, 5, 5) > 0.5).double()
     assert gradcheck(lambda m: mask_loss(m, drawn, torch.tensor([0, 0, 1]), 2, rules)["loss_mask"], (leaf(3, 5, 5),))
 
-    anchors = torch.cat([level_anchors(64 // s, 64 // s, s, 4, rules) for s in (16, 32)]).double()
+    anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules) for s in (16, 32)]).double()
     target = {"boxes": BOXES, "crowd": torch.zeros(2, dtype=torch.bool)}
 
     def first(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ from rethink_imagenet.transforms import EvaluationSamples
 def test_proposals_are_torchvisions() -> None:
     """Same weights and same anchors give the same proposals, scores aside, for two images of different size."""
     torch.manual_seed(0)
-    ours = RPN(16, anchor_scale=4, conventions=replace(DETECTRON, post_nms=(60, 60))).eval()
+    ours = RPN(16, anchor_scales=(4,), conventions=replace(DETECTRON, post_nms=(60, 60))).eval()
     generator = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
     head = TorchvisionRPNHead(16, 3)
     theirs = RegionProposalNetwork(
