@@ -294,6 +294,7 @@ def rethink_compare(
     weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
     crops: str = "",  # folder of class folders to pre-train on; by default the embedded crops
     side: int = 48,  # of the crops in pixels
+    margin: float = 0.5,  # AP; a smaller loss does not matter
     epochs: float = 6.0,  # of pre-training, where it happens here
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
@@ -326,8 +327,8 @@ def rethink_compare(
     with together():
         if crops and weights:
             raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
-        if not 0 < epochs < 1e6:
-            raise InputError(f"--epochs {epochs}: is out of range")
+        if not (0 < epochs < 1e6 and 0 < margin < 100):
+            raise InputError(f"--epochs {epochs}, --margin {margin}: one of them is out of range")
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         sets = _read(data, train, val, images, subset, seed, strict)
         classes, masks = (
@@ -347,9 +348,10 @@ def rethink_compare(
     train_set, val_set = sets or _embedded(folder, subset, seed)
     source = weights or _pretrained(folder, crops, side, epochs, plan, execution)
     command = shlex.join(["rethink_compare", *sys.argv[1:]])
-    results = compare(plan, train_set, val_set, folder, source, command, execution)
+    results = compare(plan, train_set, val_set, folder, source, command, execution, margin)
     if is_first():
-        print(f"\n{text_table(results)}\n\n{results['verdict']['statement']}\n\n{write_report(folder)}")
+        verdict = results["verdict"]
+        print(f"\n{text_table(results)}\n\n{verdict['sentence']}\n{verdict['statement']}\n\n{write_report(folder)}")
 
 # %% ../nbs/20_cli.ipynb #74321d21
 @console

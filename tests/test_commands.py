@@ -36,7 +36,7 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     done = command("rethink_compare", *words, "--weights", weights, "--out", "out")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
-    assert "chance is not ruled out" in done.stdout and "random initialization" in done.stdout
+    assert "not the chance in training" in done.stdout and "random initialization" in done.stdout
     results = json.loads((out / "results.json").read_text())
     assert [(r["arm"], r["schedule"]) for r in results["runs"]] == [
         ("scratch", 2.0), ("scratch", 3.0), ("pretrained", 2.0), ("pretrained", 3.0)
