@@ -77,7 +77,7 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
     words = ["--data", "classes", "--epochs", 4, "--batch", 6, "--side", 32, "--out", "out"]
     done = command("rethink_pretrain", *words)
     assert done.returncode == 0, done.stderr
-    assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "2x" / "weights.safetensors").is_file()
+    assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "run" / "weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
