@@ -35,7 +35,7 @@ from rethink_imagenet.detectors import (
     vgg16_faster_rcnn,
 )
 from rethink_imagenet.heads import Cut, Samples, as_rois, sample_proposals
-from rethink_imagenet.transforms import read_sample, resize
+from rethink_imagenet.transforms import read_sample, resize, resized_size
 
 Sample = Callable[[str], Path]
 Target = dict[str, Any]
@@ -265,9 +265,9 @@ def test_vgg_keeps_its_scale_through_all_layers(photographs: tuple[list[Tensor],
 def test_the_largest_model_makes_a_step_within_16_gb(sample_data: Sample) -> None:
     """X152 8x32d with cascade, two photographs of 320 x 480, weights, momentum and all: memory and time are printed."""
     train, _ = read_splits(sample_data("coco_mini_by"))
-    _, targets = batch_of(train, trainable(train)[:2].tolist(), short=320)
-    images = [torch.rand(3, 320, 480) for _ in targets]
-    targets = [t | {"boxes": t["boxes"].clamp(max=torch.tensor([480.0, 320, 480, 320]))} for t in targets]
+    fitting = [m for m in trainable(train) if resized_size(*train.sizes[m].tolist(), 320, 640) == (320, 480)]
+    images, targets = batch_of(train, fitting[:2], short=320)
+    assert [tuple(image.shape) for image in images] == [(3, 320, 480)] * 2
     torch.manual_seed(0)
     model = cascade_mask_rcnn()
     check_from_scratch(model)
