@@ -283,6 +283,7 @@ def verdict(
     images: int | None = None,  # evaluated on
     what: str = "box AP",  # that differs
     arms: tuple[str, str] = ("Training from random initialization", "pre-training"),  # as the statement calls them
+    level: float = 0.95,  # of the interval, in 0..1
 ) -> Verdict:
     "Better, no worse, worse or undecided, by non-inferiority. Raises ValueError without a margin or an interval"
     low, high = interval
@@ -291,7 +292,7 @@ def verdict(
     word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
     open_claim, claim = f"{arms[0]} against {arms[1]}: undecided", f"{arms[0]} is {word} than {arms[1]}"
     over = f" over {images:,} images" if images is not None else ""
-    figures = f"{difference:+.2f} {what}, interval {low:+.2f} to {high:+.2f}{over}, margin {margin:g}"
+    figures = f"{difference:+.2f} {what}, {100 * level:g} % interval {low:+.2f} to {high:+.2f}{over}, margin {margin:g}"
     said = f"{open_claim if word == 'undecided' else claim} ({figures})."
     return Verdict(word, f"{said} {_shown(word, low, high, margin)} {_covered(runs)}", margin)
 

@@ -9,8 +9,9 @@ from torch.autograd import gradcheck
 
 from rethink_imagenet.boxes import decode, encode, generator_of
 from rethink_imagenet.conventions import CONVENTIONS, Conventions
-from rethink_imagenet.detectors import DEMO, Detector, build, check_from_scratch
+from rethink_imagenet.detectors import DEMO, VGG16, Detector, DetectorConfig, build, check_from_scratch
 from rethink_imagenet.heads import box_losses, mask_loss
+from rethink_imagenet.keypoints import keypoint_cells, keypoint_loss
 from rethink_imagenet.normalization import group_norm
 from rethink_imagenet.pooling import roi_align_pyramid
 from rethink_imagenet.proposals import level_anchors, proposal_losses
@@ -65,6 +66,12 @@ def test_losses(system: str, over: str) -> None:
     drawn = (torch.rand(3, 5, 5) > 0.5).double()
     assert gradcheck(lambda m: mask_loss(m, drawn, torch.tensor([0, 0, 1]), 2, rules)["loss_mask"], (leaf(3, 5, 5),))
 
+    points = torch.tensor([[[20.0, 20, 2], [6, 9, 1]], [[30, 30, 0], [50, 40, 2]]], dtype=torch.float64)
+    cells, inside = keypoint_cells(points, BOXES, side=5)
+    places = torch.tensor([0, 1])
+    assert inside.sum() == 3
+    assert gradcheck(lambda m: keypoint_loss(m, cells, inside, places, 2, rules)["loss_keypoint"], (leaf(2, 2, 5, 5),))
+
     anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules) for s in (16, 32)]).double()
     target = {"boxes": BOXES, "crowd": torch.zeros(2, dtype=torch.bool)}
 
@@ -76,21 +83,23 @@ def test_losses(system: str, over: str) -> None:
     assert gradcheck(first, (leaf(2, len(anchors)), leaf(2, len(anchors), 4)))
 
 
-def trained(config_changes: dict[str, object]) -> list[str]:
+def trained(config: DetectorConfig, images: int = 2) -> list[str]:
     """The tensors of a small detector that three steps with objects of all sizes do not move."""
     torch.manual_seed(0)
-    model: Detector = build(replace(DEMO, **config_changes))  # type: ignore[arg-type]
+    model: Detector = build(config)
     check_from_scratch(model)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     boxes = torch.tensor([[10.0, 10, 40, 40], [130, 150, 190, 200], [60, 5, 160, 130], [20, 30, 270, 280]])
     bitmaps = torch.zeros(4, 288, 288, dtype=torch.bool)
     for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.long().tolist(), strict=True):
         bitmap[y1:y2, x1:x2] = True
-    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3, 4]), "masks": bitmaps, "seed": 1}
+    keypoints = torch.cat([boxes.view(4, 2, 2) * 0.9 + 10, torch.full((4, 2, 1), 2.0)], dim=2)
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3, 4]), "masks": bitmaps, "keypoints": keypoints}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(3):
         optimizer.zero_grad()
-        sum(model([torch.rand(3, 288, 288)] * 2, [target, target | {"seed": 2}]).values()).backward()
+        losses = model([torch.rand(3, 288, 288)] * images, [target | {"seed": 1 + b} for b in range(images)])
+        sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
@@ -101,4 +110,20 @@ def trained(config_changes: dict[str, object]) -> list[str]:
 def test_a_step_moves_every_parameter(norm: str, system: str) -> None:
     """Nothing is frozen in any detector that may be trained from scratch."""
     rules = replace(CONVENTIONS[system], post_nms=(50, 50))
-    assert trained({"norm": norm, "conventions": rules}) == []
+    assert trained(replace(DEMO, norm=norm, conventions=rules)) == []
+
+
+SYSTEMS = {
+    "keypoints": replace(DEMO, masks=False, keypoints=2),
+    "cascade": replace(DEMO, cascade=True),
+    "all at once": replace(DEMO, cascade=True, keypoints=2),
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_step_moves_every_parameter_of_other_systems(system: str) -> None:
+    assert trained(SYSTEMS[system]) == []
+
+
+def test_a_step_moves_every_parameter_of_vgg() -> None:
+    assert trained(replace(VGG16, num_classes=8, hidden=64, box_number=24, pre_nms=(100, 100)), images=1) == []
