@@ -266,6 +266,7 @@ def compare(
     command: str = "",  # that was typed, for the record
     execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     margin: float = MARGIN,  # AP; a smaller loss does not matter
+    tuning: dict[str, Any] | None = None,  # record of the search that the plan came from
 ) -> dict[str, Any]:  # what results.json holds
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     folder, sets = Path(folder), (train_set, val_set)
@@ -273,12 +274,12 @@ def compare(
         cost = {"weights": str(weights), **load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)}
     runs = run_family(plan, folder, *sets, None, "scratch-", None, execution, plan.family.iterations)
     runs += run_family(plan, folder, *sets, weights, "pretrained-", None, execution)
-    return from_first(_judged(plan, runs, folder, sets, cost, command, margin) if is_first() else None)
+    return from_first(_judged(plan, runs, folder, sets, cost, command, margin, tuning) if is_first() else None)
 
 
 def _judged(
     plan: Plan, runs: list[dict[str, Any]], folder: Path, sets: tuple[Dataset, Dataset], cost: dict[str, Any],
-    command: str, margin: float,
+    command: str, margin: float, tuning: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     "What all runs show, written to results.json"
     (train_set, val_set), kinds = sets, [kind for kind in ("box", "mask", "keypoint") if kind in runs[0]]
@@ -293,6 +294,6 @@ def _judged(
         "plan": asdict(plan),
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest(), **circumstances()},
         "command": command,
-    }
+    } | ({"tuning": tuning} if tuning else {})
     _save_json(folder / "results.json", results)
     return results
