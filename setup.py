@@ -9,6 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
+extras = dict(line.split("=", 1) for line in settings["extras"].splitlines()) | {"dev": settings["dev_requirements"]}
 
 setup(
     name=settings["lib_name"],
@@ -31,7 +32,7 @@ setup(
     package_data={"rethink_imagenet": ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: requirements.split() for name, requirements in extras.items()},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"],

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['InputError', 'Polygons', 'trace', 'Dataset', 'read_json', 'trainable', 'read_coco', 'read_voc', 'read_splits',
-           'load_image', 'select', 'nested_subset', 'fingerprint', 'count', 'summary']
+           'load_image', 'read_image_info', 'read_image_files', 'select', 'nested_subset', 'fingerprint', 'count',
+           'summary']
 
 # %% ../nbs/01_data.ipynb #ac60edee
+import contextlib
+import gc
 import hashlib
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
@@ -143,9 +147,23 @@ class Dataset:
         "[N] bool: what a detector is trained on, that is no crowd and nothing difficult"
         return ~(self.crowd | self.difficult)
 
+# %% ../nbs/01_data.ipynb #63c31b11
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    "Without the collector of cycles: a json has none, and it would look for them among millions of new objects"
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
 # %% ../nbs/01_data.ipynb #63c31b12
+@_no_garbage()
 def read_json(
     path: Path,  # a json in COCO's format
+    tables: Sequence[str] = ("images", "annotations", "categories"),  # that it must hold
 ) -> dict[str, Any]:
     "The content of a file in COCO's format, of which only the outline is checked. Raises InputError"
     if not path.is_file():
@@ -154,14 +172,17 @@ def read_json(
         content = json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a json file that can be read ({error})") from None
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        raise InputError(f"{path}: not COCO's format, which is an object with the lists {', '.join(keys)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(table), list) for table in tables):
+        raise InputError(f"{path}: not COCO's format, which is an object with the lists {', '.join(tables)}")
     return content
 
 # %% ../nbs/01_data.ipynb #2974b047
 def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]) -> list[Any]:
     "One field of all records; raises InputError at the first that has none of this kind"
+    with contextlib.suppress(TypeError, KeyError):
+        values = [record[key] for record in records]
+        if set(map(type, values)) <= {kind} and (kind is not int or max(map(abs, values), default=0) < 2**63):
+            return values
     for i, record in enumerate(records):
         value: Any = record.get(key) if isinstance(record, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
@@ -222,35 +243,48 @@ def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.nda
     return ids, np.array(files), sizes.astype(np.int64)
 
 # %% ../nbs/01_data.ipynb #1b266938
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+def _are_numbers(values: Sequence[Any]) -> bool:
+    "Whether all of these are finite numbers"
+    if not values or not set(map(type, values)) <= {int, float}:
+        return not values
+    return min(values) > -1e30 and max(values) < 1e30 and not math.isnan(sum(values))
 
 
 def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     "Boxes [N, 4] x1, y1, x2, y2 clipped to the sizes [N, 2] of their images; degenerate ones have no area"
     columns = _column(records, "bbox", list, name)
     for i, box in enumerate(columns):
-        if len(box) != 4 or not all(map(_is_number, box)):
+        if len(box) != 4 or not _are_numbers(box):
             raise InputError(f"{name(i)}: its bbox {box} is not four numbers x, y, width, height")
     boxes = np.array(columns, float).reshape(-1, 4)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     return corners.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
 
 # %% ../nbs/01_data.ipynb #786dafa6
-def _rings_of_polygons(polygons: Any, size: list[int], name: str) -> list[np.ndarray]:
-    "Rings [V, 2] of COCO's lists x1, y1, x2, y2, ... in an image of a height and width"
+def _rings_of_polygons(polygons: Any, name: Callable[[int], str], i: int) -> list[np.ndarray]:
+    "Rings [V, 2] of COCO's lists x1, y1, x2, y2, ..., those of record i"
     if not isinstance(polygons, list):
-        raise InputError(f"{name}: its segmentation is neither a list of polygons nor a run-length encoding")
+        raise InputError(f"{name(i)}: its segmentation is neither a list of polygons nor a run-length encoding")
     for polygon in polygons:
-        if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
-            raise InputError(f"{name}: a polygon that is no list of finite numbers x1, y1, x2, y2, ...")
+        if not isinstance(polygon, list) or not _are_numbers(polygon):
+            raise InputError(f"{name(i)}: a polygon that is no list of finite numbers x1, y1, x2, y2, ...")
         if len(polygon) < 6 or len(polygon) % 2:
-            raise InputError(f"{name}: a polygon of {len(polygon)} numbers; it takes three points or more of two each")
-    rings = [np.array(polygon, np.float32).reshape(-1, 2) for polygon in polygons]
-    for ring in rings:
-        if (np.abs(ring / size[::-1] - 0.5) > 1.5).any():
-            raise InputError(f"{name}: a polygon reaches further outside its image than the image is wide or high")
-    return rings
+            numbers = len(polygon)
+            raise InputError(f"{name(i)}: a polygon of {numbers} numbers; it takes three points or more of two each")
+    return [np.array(polygon, np.float32).reshape(-1, 2) for polygon in polygons]
+
+
+def _check_extent(polygons: Polygons, sizes: np.ndarray, name: Callable[[int], str]) -> None:
+    "Raises InputError at the first of N instances that reaches far outside its image, of sizes [N, 2]"
+    if not len(polygons.points):
+        return
+    low, high = (extreme.reduceat(polygons.points, polygons.rings[:-1]) for extreme in (np.minimum, np.maximum))
+    instance = np.repeat(np.arange(len(polygons)), np.diff(polygons.instances))
+    limit = sizes[instance][:, ::-1]
+    far = ~((low >= -limit) & (high <= 2 * limit)).all(axis=1)
+    if far.any():
+        first = name(int(instance[far.argmax()]))
+        raise InputError(f"{first}: a polygon reaches further outside its image than the image is wide or high")
 
 
 def _run_lengths(counts: Any) -> list[int]:
@@ -301,13 +335,15 @@ def _read_polygons(records: list[Any], sizes: np.ndarray, name: Callable[[int], 
         elif isinstance(segmentation, dict):
             instances.append(_rings_of_rle(segmentation, sizes[i].tolist(), name(i)))
         else:
-            instances.append(_rings_of_polygons(segmentation or [], sizes[i].tolist(), name(i)))
+            instances.append(_rings_of_polygons(segmentation or [], name, i))
             without = i if not segmentation else without
     if not any(instances):
         return None
     if without >= 0:
         raise InputError(f"{name(without)} has no segmentation, though others have; give it one or take all away")
-    return Polygons.pack(instances)
+    polygons = Polygons.pack(instances)
+    _check_extent(polygons, sizes, name)
+    return polygons
 
 # %% ../nbs/01_data.ipynb #1f9417de
 def _read_keypoints(records: list[Any], names: tuple[str, ...], name: Callable[[int], str]) -> np.ndarray | None:
@@ -318,7 +354,7 @@ def _read_keypoints(records: list[Any], names: tuple[str, ...], name: Callable[[
     for i, record in enumerate(records):
         triplets = record.get("keypoints")
         if triplets:
-            if not isinstance(triplets, list) or len(triplets) != 3 * len(names) or not all(map(_is_number, triplets)):
+            if not isinstance(triplets, list) or len(triplets) != 3 * len(names) or not _are_numbers(triplets):
                 raise InputError(f"{name(i)}: its keypoints are not {len(names)} times three numbers x, y, v")
             keypoints[i] = np.reshape(triplets, (-1, 3))
     return keypoints
@@ -352,7 +388,7 @@ def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
     for i, record in enumerate(records):
         if record.get("iscrowd", 0) not in (0, 1):
             raise InputError(f'{name(i)}: its "iscrowd" is neither 0 nor 1')
-        if not _is_number(record.get("area", 0)) or record.get("area", 0) < 0:
+        if not _are_numbers([record.get("area", 0)]) or record.get("area", 0) < 0:
             raise InputError(f'{name(i)}: its "area" is no number of 0 or more')
 
 
@@ -412,11 +448,12 @@ def _finish(dataset: Dataset, strict: bool) -> Dataset:
 def _image_folder(annotations: Path) -> Path:
     "The folder of images that belongs to a json in COCO's layout"
     root = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
-    split = annotations.stem.rpartition("_")[2]
+    split = annotations.stem.rpartition("_")[2].replace("test-dev", "test")  # whose images are among test2017's
     candidates = [root / split, root / "images" / split, root / "images"]
     return next((folder for folder in candidates if folder.is_dir()), root)
 
 # %% ../nbs/01_data.ipynb #7e213e5c
+@_no_garbage()
 def read_coco(
     annotations: str | Path,  # a json in COCO's format
     images: str | Path | None = None,  # folder of the images; by default COCO's layout is assumed
@@ -432,11 +469,7 @@ def read_coco(
         identity = records[i].get("id") if isinstance(records[i], dict) else None
         return f"{annotations}: annotation number {i} (id {identity})"
 
-    dataset = _assemble(content, annotations, annotations, folder, name)
-    if any("area" not in record or "iscrowd" not in record for record in records):  # COCO's evaluation needs both
-        full = [{"iscrowd": 0, "area": record["bbox"][2] * record["bbox"][3], **record} for record in records]
-        dataset = replace(dataset, ground_truth=content | {"annotations": full})
-    return _finish(dataset, strict)
+    return _finish(_assemble(content, annotations, annotations, folder, name), strict)
 
 # %% ../nbs/01_data.ipynb #86445baf
 def _number(element: ElementTree.Element, path: str, where: str) -> float:
@@ -445,7 +478,7 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
         value = float(element.findtext(path) or "")
     except ValueError:
         value = math.nan
-    if not _is_number(value):
+    if not _are_numbers([value]):
         raise InputError(f'{where} has no number at "{path}"')
     return value
 
@@ -579,6 +612,37 @@ def load_image(
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); {dataset.source} lists it") from None
+
+# %% ../nbs/01_data.ipynb #b8a40c12
+def read_image_info(
+    images: str | Path,  # a json that lists images and categories, such as COCO's image_info_test-dev2017.json
+    folder: str | Path | None = None,  # of the images; by default COCO's layout is assumed
+) -> Dataset:
+    "Read and check a list of images without annotations, a data set to predict on only. Raises InputError"
+    source = Path(images)
+    content = read_json(source, ("images", "categories")) | {"annotations": []}
+    return _assemble(content, source, content, Path(folder) if folder else _image_folder(source), str)
+
+
+def read_image_files(
+    files: Sequence[str | Path],  # images; their ids are 1, 2, ...
+    categories: Sequence[dict[str, Any]],  # that the detector knows, in COCO's format: id, name
+) -> Dataset:
+    "A data set to predict on only, of image files. Raises InputError where one does not open"
+    if not files:
+        raise InputError("no image was named to detect anything in")
+    paths = [Path(file).resolve() for file in files]
+    folder, records = Path(os.path.commonpath([path.parent for path in paths])), []
+    for i, path in enumerate(paths, 1):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: cannot be read as an image ({error})") from None
+        name = path.relative_to(folder).as_posix()
+        records.append({"id": i, "file_name": name, "width": width, "height": height})
+    content = {"images": records, "categories": list(categories), "annotations": []}
+    return _assemble(content, folder, content, folder, str)
 
 # %% ../nbs/01_data.ipynb #1a4e08a8
 def select(

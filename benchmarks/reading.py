@@ -1,0 +1,119 @@
+"""Annotations of COCO's train2017 size: reading them, beside json.load and pycocotools' index; memory of the workers.
+
+python benchmarks/reading.py            860,001 instances in 118,287 images, about five minutes and 6 GB of memory
+python benchmarks/reading.py 0.1        a tenth of it
+"""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from rethink_imagenet.data import Dataset, read_coco
+from rethink_imagenet.transforms import training_batches
+
+IMAGES, INSTANCES, CLASSES = 118_287, 860_001, 80
+
+
+def write_annotations(folder: Path, share: float) -> Path:
+    """A json like instances_train2017.json with polygons of 23 points on average, and its image files, all empty."""
+    rng, images, instances = np.random.default_rng(0), round(share * IMAGES), round(share * INSTANCES)
+    (folder / "annotations").mkdir()
+    (folder / "train").mkdir()
+    listed = []
+    for i in range(images):
+        listed.append({"id": i + 1, "file_name": f"{i + 1:012d}.jpg", "height": 480, "width": 640, "license": 1,
+                       "coco_url": f"http://images.example.org/train/{i + 1:012d}.jpg"})  # fmt: skip
+        (folder / "train" / listed[-1]["file_name"]).touch()
+    where, classes = rng.integers(1, images + 1, instances), rng.integers(1, CLASSES + 1, instances)
+    boxes = np.concatenate([rng.uniform(0, 300, (instances, 2)), rng.uniform(8, 180, (instances, 2))], axis=1)
+    records = []
+    for n, (box, points) in enumerate(zip(boxes.round(2), rng.integers(6, 41, instances), strict=True), 1):
+        ring = (rng.random((points, 2)) * box[2:] + box[:2]).round(2).ravel().tolist()
+        records.append({"id": n, "image_id": int(where[n - 1]), "category_id": int(classes[n - 1]), "iscrowd": 0,
+                        "area": float(box[2] * box[3] / 2), "bbox": box.tolist(), "segmentation": [ring]})  # fmt: skip
+    categories = [{"id": c, "name": f"class {c}"} for c in range(1, CLASSES + 1)]
+    path = folder / "annotations" / "instances_train.json"
+    path.write_text(json.dumps({"images": listed, "annotations": records, "categories": categories}))
+    return path
+
+
+def read_by_pycocotools(path: Path) -> COCO:
+    """json.load and pycocotools' index."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+def timed(read: Callable[[Path], object], path: Path, send: Connection) -> None:
+    """Send the seconds of processor time that reading took, and the GB that the process took at most."""
+    start = time.process_time()
+    content = read(path)
+    send.send((time.process_time() - start, memory("VmHWM", "status")))
+    del content
+
+
+def measure(read: Callable[[Path], object], path: Path) -> tuple[float, float]:
+    """Seconds of processor time, and GB at most, of reading in a process of its own."""
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=timed, args=(read, path, send))
+    process.start()
+    found = receive.recv()
+    process.join()
+    return found
+
+
+def memory(field: str, file: str = "smaps_rollup", process: int | str = "self") -> float:
+    """One of Linux' figures about a process, in GB."""
+    lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+
+
+class Annotations:
+    """Every image's objects without its pixels: what a worker touches of a data set."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, p: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        here = self.dataset.objects(p % len(self.dataset))
+        outlines = self.dataset.polygons.select(range(here.start, here.stop)) if self.dataset.polygons else None
+        assert outlines is not None
+        owned = np.array([memory("Private") if p % 64 == 0 else 0.0])
+        return owned, {"boxes": self.dataset.boxes[here], "points": outlines.points}
+
+
+def measure_workers(path: Path) -> tuple[float, float]:
+    """GB that one of two workers has to itself at the beginning, and after it has read all annotations."""
+    dataset = read_coco(path)
+    samples, owned, batches = Annotations(dataset), [], len(dataset) // 64
+    for images, _ in training_batches(samples, 64, 0, batches, workers=2):  # type: ignore[arg-type]
+        owned.append(max(float(image[0]) for image in images))
+    return owned[0], owned[-1]
+
+
+def main(share: float) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_annotations(Path(folder), share)
+        print(f"{path.stat().st_size / 2**20:.0f} MB, {round(share * INSTANCES):,} instances", flush=True)
+        contenders = {"pycocotools": read_by_pycocotools, "ours": read_coco}
+        rounds = [{name: measure(read, path) for name, read in contenders.items()} for _ in range(3)]
+        best = {name: min(found[name] for found in rounds) for name in contenders}
+        for name, (seconds, most) in best.items():
+            print(f"{name:12s} {seconds:6.1f} s   {most:5.2f} GB at most", flush=True)
+        print(f"ratio        {best['ours'][0] / best['pycocotools'][0]:6.2f}")
+        first, last = measure_workers(path)
+        print(f"a worker has to itself {first:.2f} GB at first and {last:.2f} GB after all annotations")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)

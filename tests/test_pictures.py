@@ -1,0 +1,141 @@
+"""Images that nobody has annotated: read, predicted on, drawn, sent to a server; bad input."""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rethink_imagenet.augmented_testing import AugmentedDetector, Pass, WholeSamples
+from rethink_imagenet.data import InputError, load_image, read_coco, read_image_files, read_image_info
+from rethink_imagenet.detectors import DEMO, build
+from rethink_imagenet.evaluation import evaluate_coco, predict, write_submission
+from rethink_imagenet.pictures import bitmap, draw_detections, write_pictures
+from rethink_imagenet.scenes import KEYPOINTS, write_scenes
+from rethink_imagenet.transforms import EvaluationSamples
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes in COCO's layout, with a list of the validation images under the name that COCO would give it."""
+    folder = write_scenes(tmp_path_factory.mktemp("scenes") / "scenes", train=1, val=3)
+    content = json.loads((folder / "annotations/instances_val.json").read_text())
+    tables = {key: content[key] for key in ("images", "categories")}
+    (folder / "val").rename(folder / "test2017")
+    (folder / "annotations/image_info_test-dev2017.json").write_text(json.dumps(tables))
+    return folder
+
+
+def categories_of(root: Path) -> list[dict[str, Any]]:
+    return json.loads((root / "annotations/instances_val.json").read_text())["categories"]
+
+
+def test_a_list_of_images_is_predicted_on_as_if_annotated(root: Path) -> None:
+    listed = read_image_info(root / "annotations/image_info_test-dev2017.json")
+    annotated = read_coco(root / "annotations/instances_val.json", root / "test2017")
+    files = read_image_files(sorted((root / "test2017").iterdir()), categories_of(root))
+    torch.manual_seed(0)
+    detector = build(replace(DEMO, keypoints=len(KEYPOINTS))).eval()
+    expected = predict(detector, EvaluationSamples(annotated, 96), workers=0)
+    assert len(expected) > 10
+    assert predict(detector, EvaluationSamples(listed, 96), workers=0) == expected
+    found = predict(detector, EvaluationSamples(files, 96), workers=0)
+    assert [d | {"image_id": 0} for d in found] == [d | {"image_id": 0} for d in expected]
+    augmented = AugmentedDetector(detector, [Pass(96, 1333)])
+    assert predict(augmented, WholeSamples(listed), workers=0) == expected
+    with pytest.raises(InputError, match="no annotation has bbox"):
+        evaluate_coco(listed.ground_truth, expected, ["box"])
+
+
+def test_files_from_several_folders(root: Path, tmp_path: Path) -> None:
+    source = next((root / "test2017").iterdir())
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    other = tmp_path / "deep" / "er" / "other.jpg"
+    Image.new("RGB", (30, 20)).save(other)
+    files = read_image_files([source, str(other)], categories_of(root))
+    assert files.sizes[1].tolist() == [20, 30] and load_image(files, 1).shape == (20, 30, 3)
+    assert np.array_equal(load_image(files, 0), np.asarray(Image.open(source)))
+    written = write_pictures(files, [], categories_of(root), tmp_path / "out")
+    assert [path.name for path in written] == [source.name, "other.png"]
+    assert all(path.is_relative_to(tmp_path / "out") for path in written)
+
+
+def test_bad_lists_of_images(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no image was named"):
+        read_image_files([], categories_of(root))
+    (tmp_path / "words.png").write_text("words")
+    with pytest.raises(InputError, match=r"words\.png: cannot be read"):
+        read_image_files([tmp_path / "words.png"], categories_of(root))
+    path = tmp_path / "image_info_test.json"
+    path.write_text(json.dumps({"images": []}))
+    with pytest.raises(InputError, match=r"image_info_test\.json: not COCO's format.* images, categories"):
+        read_image_info(path)
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png", "height": 2, "width": 2}],
+                                "categories": categories_of(root)}))  # fmt: skip
+    with pytest.raises(InputError, match=r"a\.png is missing"):
+        read_image_info(path)
+    with pytest.raises(InputError, match="annotations"):
+        read_coco(root / "annotations/image_info_test-dev2017.json")
+
+
+def test_submission(root: Path, tmp_path: Path) -> None:
+    listed = read_image_info(root / "annotations/image_info_test-dev2017.json")
+    truth = json.loads((root / "annotations/instances_val.json").read_text())
+    found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in truth["annotations"]]
+    path = write_submission(listed, found, "box", "scratch-6x", tmp_path / "new" / "folder")
+    assert path.name == "detections_test-dev2017_scratch-6x_results.zip"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = archive.namelist()
+        assert name == "detections_test-dev2017_scratch-6x_results.json" and json.loads(archive.read(name)) == found
+    for change, message in (
+        ({"image_id": 999}, "detection 1: image 999"),
+        ({"score": float("nan")}, "detection 1: its score nan"),
+        ({"category_id": 99}, "detection 1: category 99"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_submission(listed, [found[0], found[1] | change], "box", "other", tmp_path)
+    with pytest.raises(InputError, match="detection 0: needs the fields"):
+        write_submission(listed, found, "mask", "other", tmp_path)
+    with pytest.raises(InputError, match="a name of letters"):
+        write_submission(listed, found, "box", "a/b", tmp_path)
+    with pytest.raises(InputError, match="exists already"):
+        write_submission(listed, found, "box", "scratch-6x", path.parent)
+    assert list(tmp_path.glob("*.zip")) == []
+
+
+def test_pictures_of_photographs(sample_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """Each kind of mask, crowds, and people with and without labelled keypoints are drawn."""
+    path = sample_data("coco_mini_by") / "annotations" / "person_keypoints_val2017.json"
+    content, dataset = json.loads(path.read_text()), read_coco(path)
+    written = write_pictures(dataset, content["annotations"], content["categories"], tmp_path)
+    for m, file in enumerate(written):
+        picture = np.asarray(Image.open(file))
+        assert picture.shape == (*dataset.sizes[m], 3)
+        assert (picture != load_image(dataset, m)).any() == any(
+            a["image_id"] == dataset.image_ids[m] for a in content["annotations"]
+        )
+    with pytest.raises(InputError, match=re.escape(str(written[0]))):
+        write_pictures(dataset, [], content["categories"], tmp_path)
+
+
+def test_masks_of_every_form_are_the_same_bitmap() -> None:
+    square = np.zeros((6, 8), bool)
+    square[1:4, 2:5] = True
+    runs = [13, 3, 3, 3, 3, 3, 20]
+    for form in ([[2, 1, 5, 1, 5, 4, 2, 4]], {"size": [6, 8], "counts": runs}):
+        assert np.array_equal(bitmap(form, 6, 8).numpy(), square)
+
+
+def test_detections_below_the_score_are_not_drawn() -> None:
+    image = np.full((50, 90, 3), 200, np.uint8)
+    detection = {"image_id": 1, "category_id": 2, "bbox": [5.0, 5, 30, 30], "score": 0.49}
+    categories = [{"id": 2, "name": "cat"}]
+    assert np.array_equal(draw_detections(image, [detection], categories), image)
+    assert not np.array_equal(draw_detections(image, [detection], categories, score=0.4), image)
