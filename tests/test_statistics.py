@@ -384,7 +384,9 @@ def made_up_records(seed: int, images: int, classes: int, objects: int, listed: 
         reach = rng.integers(0, 11, objects)
         marks[:, where] = np.arange(10)[:, None] < reach
         marks[:, rng.random(listed) < 0.01] = -1
-        rankings.append(Ranking(rng.integers(0, images, listed), scores, marks, owner))
+        where_found = rng.integers(0, images, listed)
+        where_found[where] = owner
+        rankings.append(Ranking(where_found, scores, marks, owner))
     return Records("box", tuple(range(images)), np.linspace(0, 1, 101), {"all": tuple(rankings)})
 
 
