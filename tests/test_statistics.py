@@ -110,10 +110,10 @@ def assert_same(figures: dict[str, float | None], expected: list[float | None]) 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either of the two programs behind `evaluate_coco`."""
-    assert evaluation._engine(fast=True)[0] is not COCO, "faster-coco-eval, a requirement of development, is missing"
+    assert evaluation._engine()[0] is not COCO, "faster-coco-eval, a requirement of development, is missing"
     if request.param == "pycocotools":
         monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
-        assert evaluation._engine(fast=True) == (COCO, COCOeval)
+        assert evaluation._engine() == (COCO, COCOeval)
     return request.param
 
 
