@@ -115,7 +115,7 @@ class Body(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 {"xavier": xavier_fill, "msra": msra_fill}[self.fill](layer)
-            elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
+            elif isinstance(layer, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
                 layer.reset_parameters()
 
     def forward(

@@ -39,7 +39,7 @@ class Conventions:
     rpn_box_over: str = "drawn in image"  # by the "number" to draw, the anchors "drawn", or those "drawn in image"
     rpn_beta: float = 1 / 9  # where smooth L1 becomes linear; 0 for L1
     box_beta: float = 1.0
-    normalize_over: str = "batch"  # means over the whole "batch", or over each "image" and then over the images
+    normalize_over: str = "batch"  # means over the "batch" of a process, or over each "image" and then the images
     # regions and masks
     sampling_ratio: int = 2  # samples along each side of a bin; 0 for as many as it has pixels
     aligned: bool = False  # whether RoIAlign takes a pixel's centre for its place

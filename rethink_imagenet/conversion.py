@@ -26,12 +26,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from .checkpoints import check_fit, read_tensors
 from .conventions import DETECTRON2, TORCHVISION
 from .data import InputError
 from .detectors import Detector, DetectorConfig
 from .normalization import nearest, norm_layer
 from .proposals import RATIOS
-from .training import check_fit, read_tensors
 from .transforms import DETECTRON_STD
 
 # %% ../nbs/16b_conversion.ipynb #a871994a

@@ -140,10 +140,11 @@ class Detector(nn.Module):
     def features(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
+        canvas: tuple[int, int] = (0, 0),  # height and width in pixels that the batch is padded to at least
     ) -> tuple[list[Tensor], list[tuple[int, int]]]:  # P2, ..., P6, or one map; height and width of each image
         "The pyramid of a batch"
         rules, sizes = self.config.conventions, [(image.shape[1], image.shape[2]) for image in images]
-        return self.backbone(batch_images(images, rules.pixel_mean, rules.pixel_std)), sizes
+        return self.backbone(batch_images(images, rules.pixel_mean, rules.pixel_std, canvas=canvas)), sizes
 
     def regions(
         self,
@@ -164,12 +165,13 @@ class Detector(nn.Module):
         "All losses of a batch"
         targets = [_completed(target) for target in targets]
         generators = [generator_of(target.get("seed")) for target in targets]
-        number, crowd_class = self.config.box_number, self.config.conventions.crowd_class
+        rules, number = self.config.conventions, self.config.box_number
+        canvas = targets[0].get("canvas", (0, 0)) if rules.normalize_over == "image" else (0, 0)
         with self.autocast():
-            pyramid, sizes = self.features(images)
+            pyramid, sizes = self.features(images, canvas)
             proposals, losses = self.rpn(pyramid, sizes, targets, generators)
             parts = zip(proposals, targets, generators, strict=True)
-            drawn = [sample_proposals(proposal, target, number, g, crowd_class) for proposal, target, g in parts]
+            drawn = [sample_proposals(proposal, target, number, g, rules.crowd_class) for proposal, target, g in parts]
             cut = partial(self.regions, pyramid)
             found, samples = self.box_head.losses(cut, Samples.gather(drawn, targets, sizes))
             losses |= found

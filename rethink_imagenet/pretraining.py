@@ -16,17 +16,19 @@ import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
+from .checkpoints import code_digest, load_state, read_tensors, write_atomically
 from .data import InputError
 from .normalization import nearest
+from .processes import from_first, is_first, world_size
 from .schedules import Schedule
-from .training import Pace, load_state, read_tensors, seed_everything, train, write_atomically
+from .training import Pace, seed_everything, train
 from .transforms import DETECTRON_MEAN, DETECTRON_STD, Target, batch_images
 from .vgg import VGGBody
 
@@ -157,7 +159,7 @@ def pretrain(
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
 ) -> Path:  # weights.safetensors in the folder
-    "Train the body of a detector as a classifier (the paper's other arm). Raises InputError, Diverged"
+    "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"
     samples = ClassificationSamples(data, side, seed)
     seed_everything(seed)
     model = Classifier(len(samples.classes), backbone, norm).to(device)
@@ -166,6 +168,7 @@ def pretrain(
     pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = {"backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "side": side, "seed": seed}
+    about |= {"rate": rate, "processes": world_size(), "code": code_digest()}
     log = train(model, samples, pace, folder, lambda _: {"top1": _accuracy(model, held_back)}, about, workers)
     cost = {
         "images": iterations * batch,
@@ -176,8 +179,12 @@ def pretrain(
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.body.state_dict().items()}
     path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
-    write_atomically(folder / "results.json", lambda partial: partial.write_text(json.dumps(about | cost, indent=1)))
+    if is_first():
+        content = save(tensors, metadata)
+        write_atomically(path, lambda partial: partial.write_bytes(content))
+        text = json.dumps(about | cost, indent=1)
+        write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+    from_first(None)  # nobody reads the weights before they are there
     return path
 
 # %% ../nbs/16_pretraining.ipynb #51d73923

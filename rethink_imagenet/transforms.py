@@ -8,8 +8,10 @@ __all__ = ['Target', 'DETECTRON_MEAN', 'DETECTRON_STD', 'read_sample', 'resized_
            'batch_images']
 
 # %% ../nbs/02_transforms.ipynb #88d3def0
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .data import Dataset, InputError, Polygons, load_image, trainable
+from .processes import rank, share, world_size
 
 # %% ../nbs/02_transforms.ipynb #1c0c377d
 Target = dict[str, Any]
@@ -151,25 +154,47 @@ class TrainingSamples(TorchDataset):
         seed: int = 0,  # of the run
         short: tuple[int, int] = (800, 800),  # the shorter side is drawn from this range, ends included
         long: int = 1333,  # largest length of the longer side
+        batch: int = 1,  # samples an iteration, for the canvas
     ):
-        self.dataset, self.seed, self.short, self.long = dataset, seed, short, long
+        self.dataset, self.seed, self.short, self.long, self.batch = dataset, seed, short, long, batch
         self.images = trainable(dataset)
         heights, widths = dataset.sizes[self.images].T
         self.portrait = heights > widths
+        self._newest: tuple[int, tuple[int, int]] = (-1, (0, 0))
 
-    def __getitem__(self, p: int) -> tuple[Tensor, Target] | InputError:
+    def place(
+        self,
+        p: int,  # number of the sample
+    ) -> tuple[int, bool, int, int]:
+        "Position of the image of sample p, whether it is mirrored, its shorter side in pixels, and a seed of its own"
         entries = 2 * len(self.images)
         position, mirrored = pass_order(self.portrait, self.seed, p // entries)[p % entries]
         rng = np.random.default_rng([self.seed, p])
         short = int(rng.integers(self.short[0], self.short[1] + 1))
+        return int(self.images[position]), bool(mirrored), short, int(rng.integers(2**63))
+
+    def canvas(
+        self,
+        t: int,  # number of the iteration
+    ) -> tuple[int, int]:
+        "The largest height and the largest width of the samples of iteration t, in pixels"
+        if t != self._newest[0]:
+            places = [self.place(p) for p in range(t * self.batch, (t + 1) * self.batch)]
+            files = [(*self.dataset.sizes[m].tolist(), short) for m, _, short, _ in places]
+            sizes = [resized_size(height, width, short, self.long) for height, width, short in files]
+            self._newest = t, (max(height for height, _ in sizes), max(width for _, width in sizes))
+        return self._newest[1]
+
+    def __getitem__(self, p: int) -> tuple[Tensor, Target] | InputError:
+        m, mirrored, short, seed = self.place(p)
         try:
-            image, target = read_sample(self.dataset, int(self.images[position]))
+            image, target = read_sample(self.dataset, m)
         except InputError as error:
             return error
         image, target = resize(image, target, short, self.long)
         if mirrored:
             image, target = flip(image, target, self.dataset.keypoint_names)
-        return image, target | {"seed": int(rng.integers(2**63))}
+        return image, target | {"seed": seed, "canvas": self.canvas(p // self.batch)}
 
 # %% ../nbs/02_transforms.ipynb #1cc784b9
 def _packed(sample: Any) -> Any:
@@ -204,6 +229,30 @@ def _batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
         yield list(images), list(targets)
 
 # %% ../nbs/02_transforms.ipynb #865d0da1
+@dataclass(frozen=True)
+class _Positions:
+    "The numbers of the samples of each iteration, as far as they are this process's"
+
+    batch: int
+    start: int
+    stop: int
+    rank: int
+    processes: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        for t in range(self.start, self.stop):
+            yield share(range(t * self.batch, (t + 1) * self.batch), self.rank, self.processes)
+
+
+def _leave_signals_alone(worker: int) -> None:
+    "Let the main process decide what an interruption means, and finish its iteration first"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+# %% ../nbs/02_transforms.ipynb #ed95f5b8
 def training_batches(
     samples: TorchDataset,  # image and target of sample 0, 1, ..., such as `TrainingSamples`
     batch: int,  # images an iteration
@@ -211,9 +260,17 @@ def training_batches(
     stop: int,  # iteration to stop before
     workers: int = 2,  # processes that decode and augment; 0 for none
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    "The batches of iterations start, ..., stop - 1. Raises InputError where an image does not open"
-    positions: Any = [range(t * batch, (t + 1) * batch) for t in range(start, stop)]
-    return _batches(DataLoader(samples, batch_sampler=positions, collate_fn=_packed_batch, num_workers=workers))
+    "This process's share of iterations start, ..., stop - 1. Raises InputError where an image does not open"
+    positions: Any = _Positions(batch, start, stop, rank(), world_size())
+    return _batches(
+        DataLoader(
+            samples,
+            batch_sampler=positions,
+            collate_fn=_packed_batch,
+            num_workers=workers,
+            worker_init_fn=_leave_signals_alone,
+        )
+    )
 
 # %% ../nbs/02_transforms.ipynb #fddeee13
 class EvaluationSamples(TorchDataset):
@@ -255,9 +312,11 @@ def batch_images(
     mean: Sequence[float] = DETECTRON_MEAN,  # of red, green, blue, in 0..1
     std: Sequence[float] = DETECTRON_STD,  # of red, green, blue, in 0..1, > 0
     multiple: int = 32,  # both sides of the batch are multiples of this
+    canvas: tuple[int, int] = (0, 0),  # height and width in pixels that the batch has at least
 ) -> Tensor:  # [B, 3, H, W], in channels_last order
     "Normalized images in one tensor, each in the upper left corner, zeros elsewhere"
-    height, width = (-(-max(image.shape[side] for image in images) // multiple) * multiple for side in (1, 2))
+    largest = (max(canvas[side], *(image.shape[1 + side] for image in images)) for side in (0, 1))
+    height, width = (-(-length // multiple) * multiple for length in largest)
     batch = images[0].new_zeros((len(images), 3, height, width)).to(memory_format=torch.channels_last)
     centre, scale = (images[0].new_tensor(values)[:, None, None] for values in (mean, std))
     for place, image in zip(batch, images, strict=True):

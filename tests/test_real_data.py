@@ -94,10 +94,10 @@ def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: S
         "rethink_train", *words, "--schedule", 2, "--unit", 350, "--batch", 4, "--rate", 0.16, "--out", "out"
     )
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())
     assert results["box"]["ap"] > 60
     for kind, name in (("box", "bbox"), ("mask", "segm")):
-        by_hand = evaluated_by_hand(eight, tmp_path / "out" / "run" / "detections.json", name)
+        by_hand = evaluated_by_hand(eight, tmp_path / "out" / "2x" / "detections.json", name)
         assert abs(by_hand - results[kind]["ap"]) < 1e-9
 
 
@@ -115,7 +115,7 @@ def test_train_on_blood_cells_and_nuclei(command: Command, sample_data: Sample, 
         words = ["--data", sample_data(name), "--model", "small", "--short", 128, "--batch", 4, "--rate", 0.08]
         done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
         assert done.returncode == 0, done.stderr
-        results = json.loads((tmp_path / name / "run" / "results.json").read_text())
+        results = json.loads((tmp_path / name / "2x" / "results.json").read_text())
         assert results["box"]["ap50"] > 10, results["box"]
         assert ("voc" in results, "mask" in results) == (name == "bccd", name != "bccd")
 

@@ -1,0 +1,216 @@
+"""Several real processes: they take one step, share an evaluation, survive a loss, and refuse wrong launches."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rethink_imagenet.checkpoints import checkpoints_of, iteration_of, read_checkpoint
+from rethink_imagenet.comparison import _evaluator
+from rethink_imagenet.data import read_splits
+from rethink_imagenet.detectors import DEMO, build
+from rethink_imagenet.plans import Plan
+from rethink_imagenet.scenes import write_scenes
+
+from .soak import COMMAND, differences
+
+SIZE = ["--model", "small", "--short", "64", "--long", "64", "--device", "cpu", "--workers", "0"]
+LENGTH = ["--schedule", "2", "--unit", "15", "--save-every", "1", "--batch", "4", "--rate", "0.3"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+Done = subprocess.CompletedProcess[str]
+
+STEP = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from rethink_imagenet.data import read_coco
+from rethink_imagenet.detectors import DEMO, build
+from rethink_imagenet.distributed import joined
+from rethink_imagenet.processes import is_first, rank, share, world_size
+from rethink_imagenet.training import backward, seed_everything
+from rethink_imagenet.transforms import TrainingSamples
+
+source, norm, emptied, out = sys.argv[1:]
+torch.set_num_threads(1)
+with joined(timeout=2):
+    samples = TrainingSamples(read_coco(source), 0, (64, 128), 192, batch=2)
+    seed_everything(0)
+    rules = replace(DEMO.conventions, normalize_over="image")
+    model = build(replace(DEMO, norm=norm, conventions=rules, num_classes=80)).double().train()
+    images, targets = zip(*[samples[p] for p in (0, 1)])
+    images = [image.double() for image in images]
+    targets = [target | {"boxes": target["boxes"].double()} for target in targets]
+    assert images[0].shape != images[1].shape
+    if emptied == "yes":
+        none = slice(0, 0)
+        targets[1] |= {key: targets[1][key][none] for key in ("boxes", "labels", "crowd")}
+        targets[1] |= {"polygons": targets[1]["polygons"].select([])}
+    learner = DistributedDataParallel(model) if world_size() > 1 else model
+    mine = [share(items, rank(), world_size()) for items in (images, targets)]
+    losses = backward(learner, *mine, batch=2)
+    if is_first():
+        torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, out)
+"""
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a gradient, over the size of the largest in its tensor."""
+    return max(((a[name] - b[name]).abs().max() / a[name].abs().max().clamp(min=1e-9)).item() for name in a)
+
+
+@pytest.mark.parametrize(
+    ("norm", "emptied", "least", "most"),
+    [("gn", "no", 0, 1e-9), ("syncbn", "no", 0, 1e-9), ("syncbn", "yes", 0, 1e-9), ("bn", "no", 1e-3, 1e9)],
+)
+def test_two_processes_have_the_gradient_of_one(
+    sample_data: Callable[[str], Path], tmp_path: Path, norm: str, emptied: str, least: float, most: float
+) -> None:
+    """Two photographs of different size, in the last case one without objects: SyncBN in a head without regions."""
+    source = sample_data("coco_mini_by") / "annotations" / "instances_train2017.json"
+    (tmp_path / "step.py").write_text(STEP)
+    gradients = []
+    for start in ([sys.executable], TORCHRUN):
+        words = [*start, str(tmp_path / "step.py"), str(source), norm, emptied, str(tmp_path / "gradient.pt")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        gradients.append(torch.load(tmp_path / "gradient.pt", weights_only=True))
+    assert least <= difference(*gradients) <= most
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=12, val=5)
+
+
+@pytest.fixture(scope="module")
+def of_two(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run of two processes."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    words = [*TORCHRUN, str(COMMAND), "--data", str(scenes), "--out", str(out), *SIZE, *LENGTH]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("images seen") == 1 and done.stdout.count("train:") == 1
+    return out / "2x"
+
+
+def test_an_evaluation_is_shared(of_two: Path, scenes: Path, tmp_path: Path) -> None:
+    """What two processes detected together is what one detects, image by image and in the same order."""
+    _, val = read_splits(scenes)
+    config = json.loads((of_two / "config.json").read_text())
+    model = build(config["detector"])
+    model.load_state_dict(read_checkpoint(checkpoints_of(of_two)[-1])["model"])
+    figures = _evaluator(Plan(model.config, short=(64, 64), long=64), val, tmp_path, workers=0)(model.eval())
+    alone, shared = (json.loads((folder / "detections.json").read_text()) for folder in (tmp_path, of_two))
+    assert [d["image_id"] for d in alone] == [d["image_id"] for d in shared] and len(alone) > 5
+    for a, b in zip(alone, shared, strict=True):
+        assert a["category_id"] == b["category_id"]
+        assert [a["score"], *a["bbox"]] == pytest.approx([b["score"], *b["bbox"]], abs=1e-4)
+    assert json.loads((of_two / "results.json").read_text())["box"]["ap"] == pytest.approx(figures["box"]["ap"])
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_one_process_is_killed_and_all_go_on(of_two: Path, scenes: Path, tmp_path: Path) -> None:
+    """torchrun starts them anew, they go on from the checkpoint, and end with the bits of an undisturbed run."""
+    out = tmp_path / "out"
+    words = [*TORCHRUN, "--max-restarts", "2", str(COMMAND), "--data", str(scenes), "--out", str(out)]
+    process = subprocess.Popen([*words, *SIZE, *LENGTH, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while process.poll() is None and [iteration_of(p) for p in checkpoints_of(out / "2x")][-1:] < [3]:
+        time.sleep(0.02)
+    workers = [pid for pid in children(process.pid) if b"rethink_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said.decode()
+    assert differences(out / "2x", of_two) == []
+
+
+def by_hand(words: list[str], ranks: list[dict[str, str]]) -> list[subprocess.Popen[str]]:
+    """Start processes as torchrun would, with an environment for each."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            words, env=os.environ | place | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ranks
+    ]
+
+
+PAIR = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for r in range(2)]
+
+
+def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -> None:
+    """The other one does not wait longer than it was told."""
+    out = tmp_path / "out"
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(out), *SIZE, *LENGTH, "--unit", "500"]
+    first, second = by_hand([*words, "--timeout", "0.1"], PAIR)
+    try:
+        while first.poll() is None and not checkpoints_of(out / "2x"):
+            time.sleep(0.02)
+        second.send_signal(signal.SIGSTOP)
+        _, said = first.communicate(timeout=60)
+        assert first.returncode == 1, said
+        assert "process 0: another process is gone or hangs" in said and "Traceback" not in said
+    finally:
+        second.kill()
+        second.wait()
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """The exit statuses of processes, and the lines of all that begin with the command's name."""
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    lines = [line for text in said for line in text.splitlines() if line.startswith("rethink_train:")]
+    return [process.returncode for process in processes], lines
+
+
+def test_wrong_launches_end_with_one_message(scenes: Path, tmp_path: Path) -> None:
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH]
+    statuses, lines = ends(by_hand(words, [{"RANK": "1"}]))
+    assert statuses == [2] and "RANK is set but not WORLD_SIZE" in lines[0]
+    statuses, lines = ends(by_hand([*words, "--batch", "1"], PAIR))
+    assert statuses == [2, 2] and len(lines) == 1 and "some would have no image to look at" in lines[0], lines
+    statuses, lines = ends(by_hand([*words, "--data", "nowhere"], PAIR))
+    assert statuses == [2, 2] and len(lines) == 1 and "nowhere: no such folder" in lines[0], lines
+
+
+def test_a_process_that_sees_other_data(scenes: Path, tmp_path: Path) -> None:
+    other = write_scenes(tmp_path / "other", train=12, val=5, seed=1)
+    words = [str(COMMAND), "--out", str(tmp_path / "out"), *SIZE, *LENGTH]
+    os.symlink(scenes, tmp_path / "data0")
+    os.symlink(other, tmp_path / "data1")
+    script = tmp_path / "start.sh"
+    script.write_text(f'exec {" ".join(words)} --data "{tmp_path}/data$RANK"\n')
+    statuses, lines = ends(by_hand(["bash", str(script)], PAIR))
+    assert statuses == [2, 2] and len(lines) == 1 and "process 1 has another data set than process 0" in lines[0], lines
+
+
+def test_more_processes_than_another_count_is_refused(of_two: Path, scenes: Path) -> None:
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(of_two.parent), *SIZE, *LENGTH, "--resume"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2 and "processes 2, now 1" in done.stderr and "--accept processes" in done.stderr
+
+
+def test_a_detector_learns_in_two_processes_as_in_one() -> None:
+    """A model that DistributedDataParallel wraps has a gradient in every parameter, also without any object."""
+    torch.manual_seed(0)
+    model = build(replace(DEMO, norm="syncbn")).train()
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 64, 64)}
+    sum(model([torch.rand(3, 64, 64)], [target]).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
