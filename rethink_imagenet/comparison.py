@@ -8,7 +8,7 @@ __all__ = ['run_schedule', 'load_detector', 'run_family', 'difference_of', 'cost
 # %% ../nbs/18_comparison.ipynb #17737ab7
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from .backbones import Body
 from rethink_imagenet.checkpoints import (
     check_settings,
@@ -30,7 +31,7 @@ from rethink_imagenet.checkpoints import (
 from .data import Dataset, InputError, fingerprint, select
 from .detectors import Detector, build, check_from_scratch
 from .evaluation import evaluate, predict
-from .plans import Execution, Plan, samples_seen
+from .plans import Execution, Plan, samples_seen, switch_over
 from .pretraining import load_weights
 from rethink_imagenet.processes import (
     from_first,
@@ -43,7 +44,7 @@ from rethink_imagenet.processes import (
     world_size,
 )
 from .resampling import MARGIN, Difference, catches_up, coco_records, paired_bootstrap, verdict
-from .training import branch_off, seed_everything, train
+from .training import Pace, branch_off, seed_everything, train
 from .transforms import EvaluationSamples, TrainingSamples, resized_size
 
 # %% ../nbs/18_comparison.ipynb #b330e158
@@ -66,15 +67,28 @@ def _evaluator(plan: Plan, val: Dataset, folder: Path, workers: int) -> Callable
 
     def evaluate_now(model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, Detector)
-        parts = gather((mine.image_ids.tolist(), predict(model, samples, batch=batch, workers=workers)))
-        figures = None
-        if is_first():
-            found = _in_order(parts, val.image_ids.tolist())
-            write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-            figures = evaluate(val, found, plan.detector.masks)
-        return from_first(figures)
+        found = predict(model, samples, batch=batch, workers=workers)
+        return _figures(plan, val, mine, found, folder / "detections.json")
 
     return evaluate_now
+
+
+def _figures(plan: Plan, val: Dataset, mine: Dataset, found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    "The figures of what all processes have found, each in its images; their detections go into a file"
+    parts, figures = gather((mine.image_ids.tolist(), found)), None
+    if is_first():
+        every = _in_order(parts, val.image_ids.tolist())
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(every)))
+        figures = evaluate(val, every, plan.detector.masks, plan.detector.keypoints > 0)
+    return from_first(figures)
+
+
+def _evaluate_augmented(plan: Plan, model: Detector, val: Dataset, folder: Path, workers: int) -> dict[str, Any]:
+    "The figures with test-time augmentation, in Detectron's passes around the scale of the plan"
+    mine = select(val, np.arange(len(val))[rank() :: world_size()])
+    augmented = AugmentedDetector(model.eval(), passes_at(plan.short[1], plan.long), val.keypoint_names)
+    found = predict(augmented, WholeSamples(mine), workers=workers)
+    return _figures(plan, val, mine, found, folder / "detections_augmented.json")
 
 # %% ../nbs/18_comparison.ipynb #696d6c65
 def _save_json(path: Path, content: dict[str, Any]) -> None:
@@ -111,36 +125,38 @@ def run_schedule(
     train_set: Dataset,  # to train on
     val_set: Dataset,  # to evaluate on
     weights: str | Path | None = None,  # of the body; None for random initialization
-    trunk: Path | None = None,  # folder of the longest run, to branch off from
+    trunk: Path | None = None,  # folder of the run to branch off from: the longest, or one without a cascade
     execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     after: int = 0,  # iterations of the runs that follow, for the time left
 ) -> dict[str, Any]:  # what results.json holds
     "Train and evaluate one arm on one schedule, or take up what is in the folder. Raises InputError or a RunStopped"
-    arm, pace = "pretrained" if weights else "scratch", plan.pace(n, execution, after)
+    arm, pace, sets = "pretrained" if weights else "scratch", plan.pace(n, execution, after), (train_set, val_set)
     about = _about(plan, arm, str(weights or ""), train_set, val_set, execution.at_once)
     with together():
         finished = _begin(folder, about | {"schedule": n}, execution.accept) if is_first() else None
     if finished := from_first(finished):
         return finished
-    model = _initialized(plan, weights)
-    with together():
-        if trunk is not None and is_first() and not checkpoints_of(folder):
-            branch_off(trunk, pace.schedule.drops[0], folder)
-    samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, plan.batch)
-    evaluate_now = _evaluator(plan, val_set, folder, execution.workers)
-    log = train(
-        model.to(execution.device), samples, pace, folder, evaluate_now, about, execution.workers, execution.accept
-    )
+    if from_first(not checkpoints_of(folder)):
+        if plan.cascade_last:
+            _switch(plan, pace, folder, sets, weights, trunk, execution, about)
+        elif trunk is not None:
+            with together():
+                if is_first():
+                    branch_off(trunk, pace.schedule.drops[0], folder)
+    model, log = _trained(plan, pace, folder, sets, weights, execution, about)
     curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
+    seen, keypoints = plan.batch * pace.schedule.iterations, plan.detector.keypoints > 0
     results = {"arm": arm, "schedule": n, "iterations": pace.schedule.iterations}
-    results |= samples_seen(train_set, plan.batch * pace.schedule.iterations, plan.short, plan.long)
+    results |= samples_seen(train_set, seen, plan.short, plan.long, keypoints)
     results |= {"seconds": round(log[-1]["seconds"], 1), "seed": plan.seed}
     results |= {key: value for key, value in curve[-1].items() if key != "iteration"} | {"curve": curve}
+    if plan.augmented:
+        results["augmented"] = _evaluate_augmented(plan, model, val_set, folder, execution.workers)
     if is_first():
         _save_json(folder / "results.json", results)
     return results
 
-
+# %% ../nbs/18_comparison.ipynb #5e1c0b01
 def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
     "A new detector from the plan's seed, with a pre-trained body where there are weights. Raises InputError"
     seed_everything(plan.seed)
@@ -151,6 +167,37 @@ def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
         else:
             check_from_scratch(model)
     return model
+
+
+def _trained(
+    plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset], weights: str | Path | None,
+    execution: Execution, about: dict[str, Any],
+) -> tuple[Detector, list[dict[str, Any]]]:  # fmt: skip
+    "The detector at the end of a run, and the log of the run"
+    model, (train_set, val_set) = _initialized(plan, weights).to(execution.device), sets
+    keypoints = plan.detector.keypoints > 0
+    samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
+    evaluate_now = _evaluator(plan, val_set, folder, execution.workers)
+    return model, train(model, samples, pace, folder, evaluate_now, about, execution.workers, execution.accept)
+
+
+def _switch(
+    plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset], weights: str | Path | None,
+    trunk: Path | None, execution: Execution, about: dict[str, Any],
+) -> None:  # fmt: skip
+    "Begin a run with a cascade where one without has come to the switch; train that one first if there is none"
+    plain, before = plan.before_switch, trunk or folder / "before-switch"
+    was = about | json.loads(json.dumps(asdict(plain)))
+    if trunk is None:
+        with together():
+            if is_first():
+                _begin(before, was | {"schedule": plan.schedules[0]}, execution.accept)
+        schedule = replace(pace.schedule, iterations=plan.switch_point)
+        until = replace(pace, schedule=schedule, after=pace.after + plan.cascade_last)
+        _trained(plain, until, before, sets, weights, execution, was)
+    with together():
+        if is_first():
+            switch_over(before, plan, folder, was, about, execution.accept)
 
 # %% ../nbs/18_comparison.ipynb #9be699f0
 def load_detector(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parameter_groups', 'optimizer_of', 'set_rate', 'parts_of', 'backward', 'read_log', 'figures_of', 'RunLog', 'Progress',
            'Interrupted', 'Interruption', 'Pace', 'seed_everything', 'Diverged', 'RunState', 'Run', 'train',
-           'branch_off']
+           'checkpoint_at', 'copy_log', 'branch_off']
 
 # %% ../nbs/12_training.ipynb #08edae91
 import json
@@ -509,17 +509,35 @@ def train(
         return run.log.lines
 
 # %% ../nbs/12_training.ipynb #49f3cd88
+def checkpoint_at(
+    folder: Path,  # of a run
+    iteration: int,  # after which the checkpoint was written
+) -> Path:
+    "The checkpoint of an iteration, whole. Raises InputError"
+    source = next((path for path in checkpoints_of(folder) if iteration_of(path) == iteration), None)
+    if source is None:
+        raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; train it first")
+    read_checkpoint(source)
+    return source
+
+
+def copy_log(
+    trunk: Path,  # folder of the run that is gone on from
+    iteration: int,  # the last to copy
+    folder: Path,  # of the run that goes on
+) -> None:
+    "Begin a run's log with that of another"
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(line) + "\n" for line in read_log(trunk) if line["iteration"] <= iteration]
+    write_atomically(folder / "log.jsonl", lambda partial: partial.write_text("".join(lines)))
+
+
 def branch_off(
     trunk: Path,  # folder of the longer run
     iteration: int,  # one of its pace's `branches`
     folder: Path,  # of the shorter run, to be continued by `train`
 ) -> None:
     "Start a run from what another has done up to an iteration. Raises InputError"
-    source = next((path for path in checkpoints_of(trunk) if iteration_of(path) == iteration), None)
-    if source is None:
-        raise InputError(f"{trunk}: has no checkpoint of iteration {iteration} to branch off from; train it first")
-    read_checkpoint(source)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(line) + "\n" for line in read_log(trunk) if line["iteration"] <= iteration]
-    write_atomically(folder / "log.jsonl", lambda partial: partial.write_text("".join(lines)))
+    source = checkpoint_at(trunk, iteration)
+    copy_log(trunk, iteration, folder)
     write_atomically(folder / "checkpoints" / source.name, lambda partial: shutil.copyfile(source, partial))

@@ -155,9 +155,10 @@ class TrainingSamples(TorchDataset):
         short: tuple[int, int] = (800, 800),  # the shorter side is drawn from this range, ends included
         long: int = 1333,  # largest length of the longer side
         batch: int = 1,  # samples an iteration, for the canvas
+        keypoints: bool = False,  # only images with a visible keypoint
     ):
         self.dataset, self.seed, self.short, self.long, self.batch = dataset, seed, short, long, batch
-        self.images = trainable(dataset)
+        self.images = trainable(dataset, keypoints)
         heights, widths = dataset.sizes[self.images].T
         self.portrait = heights > widths
         self._newest: tuple[int, tuple[int, int]] = (-1, (0, 0))
