@@ -145,11 +145,15 @@ def run_schedule(
                     branch_off(trunk, pace.schedule.drops[0], folder)
     model, log = _trained(plan, pace, folder, sets, weights, execution, about)
     curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
+    losses = [[line["iteration"], sum(line["losses"].values())] for line in log if line.get("losses")]
     seen, keypoints = plan.batch * pace.schedule.iterations, plan.detector.keypoints > 0
     results = {"arm": arm, "schedule": n, "iterations": pace.schedule.iterations}
     results |= samples_seen(train_set, seen, plan.short, plan.long, keypoints)
     results |= {"seconds": round(log[-1]["seconds"], 1), "seed": plan.seed}
-    results |= {key: value for key, value in curve[-1].items() if key != "iteration"} | {"curve": curve}
+    results |= {key: value for key, value in curve[-1].items() if key != "iteration"} | {
+        "curve": curve,
+        "losses": losses,
+    }
     if plan.augmented:
         results["augmented"] = _evaluate_augmented(plan, model, val_set, folder, execution.workers)
     if is_first():

@@ -8,7 +8,10 @@ __all__ = ['Target', 'DETECTRON_MEAN', 'DETECTRON_STD', 'read_sample', 'resized_
            'batch_images']
 
 # %% ../nbs/02_transforms.ipynb #88d3def0
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,10 +251,18 @@ class _Positions:
             yield share(range(t * self.batch, (t + 1) * self.batch), self.rank, self.processes)
 
 
-def _leave_signals_alone(worker: int) -> None:
-    "Let the main process decide what an interruption means, and finish its iteration first"
+def _serve(worker: int) -> None:
+    "Leave interruptions to the main process, which finishes its iteration first; but do not outlive it"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the main process was killed, and nobody will take what stands in the queue
+
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/02_transforms.ipynb #ed95f5b8
 def training_batches(
@@ -269,7 +280,7 @@ def training_batches(
             batch_sampler=positions,
             collate_fn=_packed_batch,
             num_workers=workers,
-            worker_init_fn=_leave_signals_alone,
+            worker_init_fn=_serve,
         )
     )
 
@@ -301,7 +312,9 @@ def evaluation_batches(
     workers: int = 2,  # processes that decode; 0 for none
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     "All images in order. Raises InputError where one does not open"
-    return _batches(DataLoader(samples, batch_size=batch, collate_fn=_packed_batch, num_workers=workers))
+    return _batches(
+        DataLoader(samples, batch_size=batch, collate_fn=_packed_batch, num_workers=workers, worker_init_fn=_serve)
+    )
 
 # %% ../nbs/02_transforms.ipynb #4df49e4a
 DETECTRON_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)  # red, green, blue

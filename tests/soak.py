@@ -81,7 +81,25 @@ def soak(root: Path, kills: int, seed: int = 0, unit: int = 0) -> list[str]:
     if killed < kills:
         return [f"ended after {killed} kills of {kills}; give it more iterations"]
     subprocess.run(command, check=True, capture_output=True)
-    return differences(root / "straight" / "2x", root / "killed" / "2x")
+    return differences(root / "straight" / "2x", root / "killed" / "2x") + left_behind(command)
+
+
+def left_behind(command: Sequence[str], patience: float = 20.0) -> list[str]:
+    """Worker processes that outlive the run they worked for, where the system shows its processes."""
+    mark, end = "\0".join(command).encode(), time.monotonic() + patience
+    while True:
+        lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark in _content(path)]
+        if not lines or time.monotonic() > end:
+            return [f"process {path.parent.name} outlived its run" for path in lines]
+        time.sleep(0.5)
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file that may go away."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 if __name__ == "__main__":
