@@ -8,6 +8,7 @@ __all__ = ['STAGES', 'Stage', 'moved', 'next_samples', 'CascadeHead', 'switch_to
 # %% ../nbs/09_cascade.ipynb #cf77703a
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,14 @@ def next_samples(
         parts.append((boxes, *match_proposals(boxes, target, overlap, crowd_class)))
     return Samples.gather(parts, samples.targets, samples.sizes)
 
+# %% ../nbs/09_cascade.ipynb #3a7f865c
+def _with_a_third(cut: Cut, rois: Tensor, side: int) -> Tensor:
+    "Features of RoIs, to which a third of the gradient goes back"
+    features = cut(rois, side)
+    if features.requires_grad:
+        features.register_hook(lambda gradient: gradient / len(STAGES))
+    return features
+
 # %% ../nbs/09_cascade.ipynb #2213be51
 class CascadeHead(nn.Module):
     "Three box heads, each learning from what the one before puts out (Cascade R-CNN)"
@@ -97,16 +106,17 @@ class CascadeHead(nn.Module):
     ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of the last stage, for the heads that follow
         "Classification and box loss of each stage"
         losses: dict[str, Tensor] = {}
+        by_losses = self.heads[0].conventions.cascade_share == "losses"
         rules, images, rois = self.heads[0].conventions, len(samples.targets), samples.rois
         for k, (head, stage) in enumerate(zip(self.heads, STAGES, strict=True), 1):
             if k > 1:
                 samples = next_samples(samples, rois, stage.overlap, rules.crowd_class)
-            logits, codes, rois = head.predict(cut, samples.rois)
+            logits, codes, rois = head.predict(cut if by_losses else partial(_with_a_third, cut), samples.rois)
             found = box_losses(
                 logits, codes, rois, samples.labels, samples.positive.of_objects("boxes"), images, rules,
                 stage.code_weights,
             )  # fmt: skip
-            losses |= {f"{name}_{k}": stage.share * loss for name, loss in found.items()}
+            losses |= {f"{name}_{k}": (stage.share if by_losses else 1.0) * loss for name, loss in found.items()}
             rois = moved(rois, codes, stage.code_weights)
         return losses, samples
 

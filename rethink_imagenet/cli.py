@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'parser_of', 'console', 'one_line_faults', 'in_job', 'prepare_folder', 'plan_of', 'execution_of',
-           'precision_of', 'rethink_compare', 'rethink_train', 'rethink_pretrain', 'rethink_eval', 'rethink_data']
+           'precision_of', 'rethink_compare', 'rethink_train', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
+           'rethink_report', 'rethink_data']
 
 # %% ../nbs/20_cli.ipynb #5220e57e
 import argparse
@@ -19,24 +20,39 @@ from functools import wraps
 from inspect import cleandoc, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastcore.script import anno_parser
+from fastcore.docments import docments
+from fastcore.script import Param, anno_parser
 
 from . import plans
+from .augmented_testing import DETECTRON_PASSES, AugmentedDetector, WholeSamples
 from .backbones import Body
 from .checkpoints import RunStopped, check_settings, claimed, write_atomically
-from .comparison import compare, run_family
-from .data import Dataset, InputError, nested_subset, read_json, read_splits, summary
+from .comparison import compare, load_detector, run_family
+from rethink_imagenet.data import (
+    Dataset,
+    InputError,
+    nested_subset,
+    read_coco,
+    read_image_files,
+    read_image_info,
+    read_json,
+    read_splits,
+    read_voc,
+    summary,
+)
 from .detectors import DEMO, SMALL, has_bfloat16
 from .distributed import LostProcess, device_of, joined, speaks
-from .evaluation import KINDS, evaluate_coco, evaluate_voc
+from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
 from .normalization import nearest
+from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
 from .processes import SharedFault, from_first, is_first, say, together
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
+from .transforms import EvaluationSamples
 
 # %% ../nbs/20_cli.ipynb #ee8b0aaa
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -55,11 +71,21 @@ def parser_of(
 ) -> argparse.ArgumentParser:
     "fastcore's parser of a command, with dashes in the names of options"
     parser = anno_parser(function, prog=function.__name__)
+    told = docments(function)
     parser.description, parser.formatter_class = cleandoc(function.__doc__ or ""), _Help
     for action in parser._actions:
+        action.help = action.help or told.get(action.dest)
         action.option_strings = [name.replace("_", "-") for name in action.option_strings]
         parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
     return parser
+
+
+if TYPE_CHECKING:
+    MaybeWord = str
+    Words = list[str]
+else:
+    MaybeWord = Param(type=str, opt=False, nargs="?", default="")  # without dashes, and may be left out
+    Words = Param(type=str, opt=False, nargs="+")  # without dashes, one or more
 
 
 def console(
@@ -479,28 +505,117 @@ def rethink_pretrain(
         print(f"accuracy {results['top1']:.1f} % on held back images, {results['seconds']:.0f} s\n{weights}")
 
 # %% ../nbs/20_cli.ipynb #a9f25551
+def _to_predict_on(data: str, val: str, images: str) -> Dataset:
+    "Images with annotations, or a json that lists images alone"
+    if val and Path(val).suffix == ".json" and not read_json(Path(val), ("images", "categories")).get("annotations"):
+        return read_image_info(val, images or None)
+    if val:
+        return read_voc(val) if Path(val).suffix == ".txt" else read_coco(val, images or None)
+    return read_splits(data or None, images=images or None)[1]
+
+
+def _detections(model: str, dataset: Dataset, augmented: bool, device: str, workers: int) -> list[dict[str, Any]]:
+    "What the detector of a run finds in a data set of its own categories"
+    detector, config = load_detector(model)
+    known = [(category["id"], category["name"]) for category in config["categories"]]
+    if known != list(zip(dataset.category_ids, dataset.category_names, strict=True)):
+        raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
+    detector.to(device)
+    if augmented:
+        names = tuple(config["keypoint_names"])
+        return predict(AugmentedDetector(detector, DETECTRON_PASSES, names), WholeSamples(dataset), workers=workers)
+    return predict(detector, EvaluationSamples(dataset, config["short"][1], config["long"]), workers=workers)
+
+
+def _say_figures(figures: dict[str, Any]) -> None:
+    "A line for each kind of detection"
+    for kind, values in figures.items():
+        shown = {"mAP": values["map"]} if "map" in values else values
+        told = (f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in shown.items())
+        print("VOC" if "map" in values else kind, *told, sep="  ")
+
+# %% ../nbs/20_cli.ipynb #aa5e35d8
 @console
 @one_line_faults
 def rethink_eval(
-    annotations: str,  # json in COCO's format
-    detections: str,  # json in COCO's results format
-    kinds: str = "box",  # box, mask or both with a comma between
-    voc: bool = False,  # VOC's mean average precision as well
+    model: MaybeWord = "",  # folder of a run, such as runs/train/6x; without, detections that exist are evaluated
+    annotations: str = "",  # json in COCO's format, of the detections
+    detections: str = "",  # json in COCO's results format
+    kinds: str = "box",  # of existing detections: box, mask, keypoint, with commas between
+    voc: bool = False,  # VOC's mean average precision as well, by both of its rules
+    data: str = "",  # for a model: folder in COCO's layout or VOC devkit, of which val is taken
+    val: str = "",  # for a model: json or VOC list; a json of images alone is predicted on only
+    images: str = "",  # folder of the images of a json, where the layout differs
+    augmented: bool = False,  # look at each image in Detectron's 18 passes (scales and flips)
+    submission: str = "",  # name of the method: write the zips that COCO's evaluation server takes
+    out: str = "runs/eval",  # new folder for what a model detects
+    device: str = "auto",  # auto, cpu or cuda
+    workers: int = 1,  # processes that decode
 ) -> None:
-    """Evaluate detections with COCO's metrics, in percent.
+    """Evaluate detections with COCO's metrics, in percent: those in a file, or those of a model.
 
-    rethink_eval annotations/instances_val2017.json runs/compare/scratch-6x/detections.json --kinds box,mask
+    rethink_eval --annotations instances_val2017.json --detections detections.json --kinds box,mask
+    rethink_eval runs/train/6x --data coco --augmented
+    rethink_eval runs/train/6x --val image_info_test-dev2017.json --images test2017 --submission mine
+        no annotations, so nothing is evaluated; the zip goes to COCO's server
     """
-    dataset = read_json(Path(annotations))
-    for kind in kinds.split(","):
-        if kind not in KINDS:
-            raise nearest(kind, list(KINDS), "kind of detection")
-    for kind, figures in evaluate_coco(dataset, detections, kinds.split(",")).items():
-        print(
-            kind, *(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in figures.items()), sep="  "
-        )
-    if voc:
-        print(f"VOC mAP {evaluate_voc(dataset, detections)['map']:.2f}")
+    if not model:
+        if not (annotations and detections):
+            raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
+        _say_figures(evaluate_coco(annotations, detections, kinds.split(",")))
+        if voc:
+            for eleven in (False, True):
+                said = "11 points" if eleven else "area"
+                figures = evaluate_voc(annotations, detections, eleven)
+                print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
+        return
+    dataset, target, folder = _to_predict_on(data, val, images), device_of(device), Path(out)
+    prepare_folder(folder, {"model": model, "val": str(dataset.source), "augmented": augmented}, False, False)
+    found = _detections(model, dataset, augmented, target, workers)
+    write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
+    kinds_found = [kind for kind, field in FIELDS.items() if any(field in detection for detection in found)]
+    if submission:
+        for kind in kinds_found:
+            print(write_submission(dataset, found, kind, submission, folder / kind))
+    if dataset.usable.any():
+        _say_figures(evaluate(dataset, found, "mask" in kinds_found, "keypoint" in kinds_found))
+    print(folder / "detections.json")
+
+# %% ../nbs/20_cli.ipynb #6ffd1adb
+@console
+@one_line_faults
+def rethink_detect(
+    model: str,  # folder of a run, such as runs/train/6x
+    images: Words,  # image files
+    score: float = 0.5,  # smallest score to draw, 0 to 1
+    augmented: bool = False,  # look at each image in Detectron's 18 passes (scales and flips)
+    out: str = "runs/detect",  # new folder for pictures and detections.json
+    device: str = "auto",  # auto, cpu or cuda
+) -> None:
+    """Draw what a trained detector finds in images: boxes, masks, keypoints; and write it in COCO's results format.
+
+    rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
+    """
+    config = load_detector(model)[1]
+    dataset, folder = read_image_files(images, config["categories"]), Path(out)
+    prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
+    found = _detections(model, dataset, augmented, device_of(device), workers=0)
+    write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
+    names = write_pictures(dataset, found, config["categories"], folder / "pictures", score)
+    drawn = sum(detection["score"] >= score for detection in found)
+    print(f"{drawn} detections of score {score:g} or more in {len(names)} images: {folder / 'pictures'}")
+
+
+@console
+@one_line_faults
+def rethink_report(
+    folder: str,  # folder of a comparison, such as runs/compare
+) -> None:
+    """Write report.html and curves.png of a comparison anew from its results.json.
+
+    rethink_report runs/compare
+    """
+    print(write_report(Path(folder)))
 
 # %% ../nbs/20_cli.ipynb #db8c6715
 @console

@@ -40,6 +40,7 @@ class Conventions:
     rpn_beta: float = 1 / 9  # where smooth L1 becomes linear; 0 for L1
     box_beta: float = 1.0
     normalize_over: str = "batch"  # means over the "batch" of a process, or over each "image" and then the images
+    cascade_share: str = "losses"  # later stages count less by their "losses", or all alike by the "gradient" they send
     # regions and masks
     sampling_ratio: int = 2  # samples along each side of a bin; 0 for as many as it has pixels
     aligned: bool = False  # whether RoIAlign takes a pixel's centre for its place
@@ -70,7 +71,7 @@ DETECTRON2 = Conventions(
     body_fill="msra", mask_std=0.001,
     anchor_rounding="none", anchor_offset=0.0, straddling=True, repeated_background=False,
     crowd_class=False, smallest_proposal=1e-30,
-    rpn_box_over="number", rpn_beta=0.0, box_beta=0.0,
+    rpn_box_over="number", rpn_beta=0.0, box_beta=0.0, cascade_share="gradient",
     sampling_ratio=0, aligned=True, mask_pasting="detectron2",
     warmup=1000, warmup_factor=1e-3, bias_rate=1.0, decay_biases=True,
 )  # fmt: skip

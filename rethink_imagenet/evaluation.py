@@ -236,9 +236,26 @@ def _read_list(path: Path) -> list[Any]:
     return results
 
 # %% ../nbs/14_evaluation.ipynb #5d1f6a2a
-def _engine(fast: bool) -> tuple[Any, Any]:
-    "The classes of an index and of an evaluation: faster-coco-eval's if wanted and installed, else pycocotools'"
-    if fast and find_spec("faster_coco_eval"):
+class _Matching(COCOeval):
+    "pycocotools' matching, which does not look for a match where nothing of a class is annotated"
+
+    def computeIoU(self, image: int, category: int) -> Any:
+        return super().computeIoU(image, category) if self._gts[image, category] else []
+
+    def evaluateImg(self, image: int, category: int, area: Sequence[float], most: int) -> dict[str, Any] | None:
+        found = self._dts[image, category]
+        if self._gts[image, category] or not found:
+            return super().evaluateImg(image, category, area, most)
+        ranked = sorted(found, key=lambda detection: -detection["score"])[:most]
+        outside = [not area[0] <= detection["area"] <= area[1] for detection in ranked]
+        overlaps = len(self.params.iouThrs)
+        return {"dtScores": [detection["score"] for detection in ranked], "gtIgnore": np.zeros(0),
+                "dtMatches": np.zeros((overlaps, len(ranked))), "dtIgnore": np.array([outside] * overlaps)}  # fmt: skip
+
+
+def _engine() -> tuple[Any, Any]:
+    "The classes of an index and of an evaluation: faster-coco-eval's where it is installed, else pycocotools'"
+    if find_spec("faster_coco_eval"):
         from faster_coco_eval import COCO as FastCOCO
         from faster_coco_eval import COCOeval_faster
 
@@ -247,10 +264,14 @@ def _engine(fast: bool) -> tuple[Any, Any]:
 
 
 def _evaluation(
-    truth: dict[str, Any], results: list[dict[str, Any]], kind: str, image_ids: Sequence[int] | None, fast: bool
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: str,
+    image_ids: Sequence[int] | None,
+    engine: tuple[Any, Any],
 ) -> Any:
     "The evaluation of one kind of detection, set up on records of its own"
-    index, evaluate = _engine(fast)
+    index, evaluate = engine
     annotated, found = index(), index()
     annotated.dataset = truth | {"annotations": [dict(record) for record in truth["annotations"]]}
     annotated.createIndex()
@@ -281,7 +302,7 @@ def evaluate_coco(
     figures = {}
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = _evaluation(truth, results, kind, image_ids, fast=True)
+            evaluation = _evaluation(truth, results, kind, image_ids, _engine())
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -301,7 +322,7 @@ def match_coco(
     truth = _read_truth(annotations, [kind])
     results = _read_results(detections, truth, [kind])
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(truth, results, kind, image_ids, fast=False)
+        evaluation = _evaluation(truth, results, kind, image_ids, (COCO, _Matching))
         ranges = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
         evaluation.params.areaRngLbl, evaluation.params.areaRng = list(sizes), [ranges[size] for size in sizes]
         evaluation.evaluate()

@@ -134,6 +134,17 @@ def _cost_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def _tuning_part(tuning: dict[str, Any]) -> str:
+    "What was tried before the comparison, on the pre-trained arm, and what was chosen"
+    rows = [entry["values"] | {"box AP, pre-trained": f"{entry['box'] or 0:.1f}"} for entry in tuning["tried"]]
+    chosen = ", ".join(f"{key} {value}" for key, value in tuning["chosen"].items())
+    edges = f" At the edge of what was tried: {', '.join(tuning['at_the_edge'])}." if tuning["at_the_edge"] else ""
+    return (
+        f"<h2>Hyper-parameters, chosen on the pre-trained arm</h2>{_html_table(rows)}"
+        f"<p>{html.escape(f'Both arms were trained with {chosen}.{edges}')}</p>"
+    )
+
+
 def _cost_sentence(pretraining: dict[str, Any]) -> str:
     "What is known of the price of pre-training"
     if "seconds" not in pretraining:
@@ -160,6 +171,7 @@ def html_page(
         f"<h2>Runs</h2>{_html_table(table_rows(results))}"
         f"<h2>What it cost, pre-training counted</h2>{_html_table(_cost_rows(results))}"
         f"<p>{html.escape(_cost_sentence(results['pretraining']))}</p>"
+        f"{_tuning_part(results['tuning']) if 'tuning' in results else ''}"
         f"<footer><p>Trained on {html.escape(data['train'])}, evaluated on {data['images']:,} images of "
         f"{html.escape(data['val'])}.</p><p><code>{html.escape(results['command'])}</code></p>"
         f"<p>{html.escape(versions)}</p></footer></body></html>"

@@ -63,10 +63,11 @@ def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None
     log = [json.loads(line) for line in (tmp_path / "out" / "2x" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["iteration"] == 6 and "box" in log[-1]["evaluation"]
     detections = tmp_path / "out" / "2x" / "detections.json"
-    measured = command("rethink_eval", annotations(scenes, "val"), detections, "--kinds", "box,mask", "--voc")
+    words = ["--annotations", annotations(scenes, "val"), "--detections", detections, "--kinds", "box,mask", "--voc"]
+    measured = command("rethink_eval", *words)
     assert measured.returncode == 0, measured.stderr
     box = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["box"]
-    assert f"ap {box['ap']:.2f}" in measured.stdout and "VOC mAP" in measured.stdout
+    assert f"ap {box['ap']:.2f}" in measured.stdout and measured.stdout.count("VOC  mAP") == 2
 
 
 def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path) -> None:
@@ -81,7 +82,16 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["rethink_compare", "rethink_train", "rethink_pretrain", "rethink_eval", "rethink_data"]
+    "name",
+    [
+        "rethink_compare",
+        "rethink_train",
+        "rethink_pretrain",
+        "rethink_eval",
+        "rethink_data",
+        "rethink_detect",
+        "rethink_report",
+    ],
 )
 def test_help_has_examples(command: Command, name: str) -> None:
     done = command(name, "--help")
@@ -235,7 +245,7 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     assert "evil.pt: not a file of tensors" in fails("rethink_train", *other[:-1], "evil.pt")
     assert not (tmp_path / "evil").exists()
     (tmp_path / "text").write_text("[]")
-    assert "text: not COCO's format" in fails("rethink_eval", "text", "text")
+    assert "text: not COCO's format" in fails("rethink_eval", "--annotations", "text", "--detections", "text")
     assert not (tmp_path / "runs").exists()
     (scenes / "train" / "000003.png").write_bytes(b"no image")
     train = ["--data", scenes, "--model", "small", "--short", 96, "--unit", 9, "--batch", 4, "--out", "out"]
@@ -243,3 +253,41 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     shutil.copy(scenes / "train" / "000004.png", tmp_path / "out" / "precious")
     assert "is not empty" in fails("rethink_train", *train)
     assert (tmp_path / "out" / "precious").is_file()
+
+
+def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, scenes: Path, tmp_path: Path) -> None:
+    """The figures of the run again; the same with 18 passes; pictures; the zip for images without annotations."""
+    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedule", 2, "--unit", 20, "--batch", 4]
+    done = command("rethink_train", *words, "--rate", 0.3, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    box = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["box"]
+    again = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again")
+    assert again.returncode == 0 and f"box  ap {box['ap']:.2f}" in again.stdout, again.stderr
+    found = json.loads((tmp_path / "again" / "detections.json").read_text())
+    assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and len(found) > 4
+    over = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again")
+    assert over.returncode == 2 and "again: is not empty" in over.stderr
+
+    drawn = command(
+        "rethink_detect", "out/2x", *sorted((scenes / "val").iterdir())[:2], "--score", 0.05, "--out", "seen"
+    )
+    assert drawn.returncode == 0 and "in 2 images" in drawn.stdout, drawn.stderr
+    with Image.open(tmp_path / "seen" / "pictures" / "000000.png") as picture:
+        assert picture.size == (96, 96)
+
+    content = json.loads(annotations(scenes, "val").read_text())
+    listed = scenes / "annotations" / "image_info_val.json"
+    listed.write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    sent = command("rethink_eval", "out/2x", "--val", listed, "--submission", "mine", "--out", "sent")
+    assert sent.returncode == 0 and sent.stdout.count("detections_val_mine_results.zip") == 2, sent.stderr
+    content["categories"][0]["name"] = "potato"
+    annotations(scenes, "val").write_text(json.dumps(content))
+    other = command("rethink_eval", "out/2x", "--val", annotations(scenes, "val"), "--out", "other")
+    assert other.returncode == 2 and "its categories are not those that out/2x was trained on" in other.stderr
+    nothing = command("rethink_detect", "nowhere", "photo.jpg")
+    assert nothing.returncode == 2 and "nowhere/config.json: not the settings of a run" in nothing.stderr
+
+
+def test_a_report_is_written_anew(command: Command, tmp_path: Path) -> None:
+    done = command("rethink_report", tmp_path)
+    assert done.returncode == 2 and "results.json: not the results of a comparison" in done.stderr

@@ -4,6 +4,7 @@ Both compute in double precision: in 32 bits the two rank candidates with nearly
 the comparison would be one of rounding. The chapter on conversion compares them in 32 bits, on two small images.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
 
 from rethink_imagenet.conventions import TORCHVISION
+from rethink_imagenet.conversion import _AsGiven as AsGiven
 from rethink_imagenet.conversion import from_torchvision, to_torchvision, torchvision_model
-from rethink_imagenet.data import read_splits
-from rethink_imagenet.detectors import Detector, DetectorConfig
+from rethink_imagenet.data import read_coco, read_splits, trainable
+from rethink_imagenet.detectors import VGG16, Detector, DetectorConfig
 from rethink_imagenet.heads import bitmaps_of
-from rethink_imagenet.transforms import TrainingSamples
+from rethink_imagenet.transforms import TrainingSamples, read_sample, resize
+from rethink_imagenet.vgg import VGGBody
 
 Target = dict[str, Any]
 # Every anchor and every proposal is drawn, so that chance has no part in the losses.
@@ -115,3 +122,90 @@ def test_gradients_on_photographs(photographs: tuple[list[Tensor], list[Target]]
         assert gradient is not None, name
         error = (gradient - reference).norm() / reference.norm().clamp(min=1e-12)
         assert error < 1e-6, f"{name}: {error:.1e}"
+
+
+def as_keypoint_rcnn(config: DetectorConfig) -> MaskRCNN:
+    """torchvision's detector with its keypoint head instead of its mask head."""
+    model, channels = torchvision_model(config), config.keypoint_channels
+    parts = model.roi_heads
+    parts.mask_roi_pool = parts.mask_head = parts.mask_predictor = None
+    parts.keypoint_roi_pool = MultiScaleRoIAlign(list("0123"), 14, 2, canonical_scale=config.canonical)
+    parts.keypoint_head = KeypointRCNNHeads(config.channels, (channels,) * 8)
+    parts.keypoint_predictor = KeypointRCNNPredictor(channels, config.keypoints)
+    return model
+
+
+def as_vgg16_faster_rcnn(config: DetectorConfig) -> FasterRCNN:
+    """torchvision's detector on a single map, with our body."""
+    body = nn.Module()
+    body.body, body.out_channels = VGGBody(), 512
+    body.forward = lambda images: body.body(images)
+    model = FasterRCNN(
+        body, rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
+        rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6,
+        rpn_pre_nms_top_n_train=config.pre_nms[0], rpn_pre_nms_top_n_test=config.pre_nms[1],
+        rpn_post_nms_top_n_train=60, rpn_post_nms_top_n_test=60, box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
+        box_head=TwoMLPHead(512 * 49, config.hidden),
+        box_predictor=FastRCNNPredictor(config.hidden, config.num_classes + 1),
+    )  # fmt: skip
+    rules = config.conventions
+    model.transform = AsGiven(800, 1333, list(rules.pixel_mean), list(rules.pixel_std))
+    return model
+
+
+def under_their_names(model: Detector) -> dict[str, Tensor]:
+    """The state of one of our detectors, with or without keypoints, under torchvision's names."""
+    state = {}
+    for name, tensor in to_torchvision(model).items():
+        name = re.sub(r"^keypoint_head\.convs\.(\d+)\.0\.", r"roi_heads.keypoint_head.\1.", name)
+        state[name.replace("keypoint_head.maps.", "roi_heads.keypoint_predictor.kps_score_lowres.")] = tensor
+    return state
+
+
+def same_losses_and_detections(
+    ours: Detector, theirs: nn.Module, images: list[Tensor], targets: list[Target], opinion: float = 20
+) -> None:
+    """Losses to 1e-6; boxes to 1e-6 pixels, scores to 1e-9, keypoints to 1e-3 pixels (torchvision's are 32 bits)."""
+    for layer in (ours.rpn.head.conv, ours.box_head.scores):
+        layer.weight.data *= opinion
+    theirs.load_state_dict(under_their_names(ours))
+    ours, theirs = ours.double(), theirs.double()
+    with torch.no_grad():
+        losses, expected = ours.train()(images, targets), theirs.train()(images, [dict(t) for t in targets])
+        found, reference = ours.eval()(images), theirs.eval()(images)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-6), name
+    assert sum(len(detections["boxes"]) for detections in found) > 20
+    for mine, other in zip(found, reference, strict=True):
+        if "keypoints" in mine:
+            other["keypoint_scores"] = other.pop("keypoints_scores")
+        assert mine.keys() == other.keys() and torch.equal(mine["labels"], other["labels"])
+        for key, tolerance in (("boxes", 1e-6), ("scores", 1e-9), ("keypoints", 1e-3), ("keypoint_scores", 1e-4)):
+            if key in mine:
+                torch.testing.assert_close(mine[key], other[key].double(), atol=tolerance, rtol=0)
+
+
+def test_keypoint_rcnn_on_photographs(sample_data: Callable[[str], Path]) -> None:
+    """All five losses and the keypoints found, on photographs of persons."""
+    persons = read_coco(sample_data("coco_mini_by") / "annotations" / "person_keypoints_train2017.json")
+    images, targets = [], []
+    for m in trainable(persons, keypoints=True)[:3].tolist():
+        image, target = resize(*read_sample(persons, m), 128, 192)
+        single = ~target["crowd"]
+        targets.append({key: target[key][single] for key in ("boxes", "labels", "keypoints")})
+        targets[-1]["boxes"] = targets[-1]["boxes"].double()
+        images.append(image.double())
+    torch.manual_seed(0)
+    config = replace(ALL, num_classes=1, backbone="resnet18", norm="frozen_bn", head_norm="none", box_layers=(0, 2),
+                     masks=False, keypoints=17, keypoint_channels=32)  # fmt: skip
+    same_losses_and_detections(Detector(config), as_keypoint_rcnn(config), images, targets)
+
+
+def test_vgg16_faster_rcnn_on_photographs(photographs: tuple[list[Tensor], list[Target]]) -> None:
+    """All four losses and the boxes found, with fifteen anchors at each place of a single map."""
+    images, targets = photographs
+    torch.manual_seed(0)
+    rules = replace(TORCHVISION, post_nms=(60, 60))
+    config = replace(VGG16, num_classes=90, hidden=64, rpn_number=10**6, box_number=10**6, conventions=rules)
+    same_losses_and_detections(Detector(config), as_vgg16_faster_rcnn(config), images[:3], targets[:3], opinion=2000)

@@ -110,10 +110,10 @@ def assert_same(figures: dict[str, float | None], expected: list[float | None]) 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either of the two programs behind `evaluate_coco`."""
-    assert evaluation._engine(fast=True)[0] is not COCO, "faster-coco-eval, a requirement of development, is missing"
+    assert evaluation._engine()[0] is not COCO, "faster-coco-eval, a requirement of development, is missing"
     if request.param == "pycocotools":
         monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
-        assert evaluation._engine(fast=True) == (COCO, COCOeval)
+        assert evaluation._engine() == (COCO, COCOeval)
     return request.param
 
 
@@ -384,7 +384,9 @@ def made_up_records(seed: int, images: int, classes: int, objects: int, listed: 
         reach = rng.integers(0, 11, objects)
         marks[:, where] = np.arange(10)[:, None] < reach
         marks[:, rng.random(listed) < 0.01] = -1
-        rankings.append(Ranking(rng.integers(0, images, listed), scores, marks, owner))
+        where_found = rng.integers(0, images, listed)
+        where_found[where] = owner
+        rankings.append(Ranking(where_found, scores, marks, owner))
     return Records("box", tuple(range(images)), np.linspace(0, 1, 101), {"all": tuple(rankings)})
 
 
