@@ -334,7 +334,7 @@ def find(
     }
     found = [RECIPES[name] for name, text in told.items() if all(word.lower() in text for word in words)]
     if not found:
-        raise nearest(" ".join(words), list(RECIPES), "recipe")
+        raise InputError(f"no recipe has all of: {', '.join(words)}; without words all are listed")
     return found
 
 # %% ../nbs/17_recipes.ipynb #a1700035

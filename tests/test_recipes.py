@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rethink_imagenet.cli import rethink_recipes
 from rethink_imagenet.data import InputError, load_image, read_coco, read_voc
 from rethink_imagenet.detectors import build
 from rethink_imagenet.recipes import RECIPES, files_of, miniature, plan_for, training_subset, union_of
@@ -19,7 +20,7 @@ def test_two_lists_of_voc_are_one_data_set(sample_data: Sample, tmp_path: Path) 
     devkit = tmp_path / "VOCdevkit"
     devkit.mkdir()
     for year in ("VOC2007", "VOC2012"):
-        (devkit / year).symlink_to(sample_data("voc2012_100") / "VOCdevkit")
+        (devkit / year).symlink_to(sample_data("voc2012_100") / "VOCdevkit" / "VOC2012")
     recipe = RECIPES["section5.2/voc-r101-gn-scratch-16x"]
     with pytest.raises(InputError, match="VOC2007/ImageSets/Main/missing"):
         read_voc(devkit / "VOC2007" / "ImageSets" / "Main" / "missing.txt")
@@ -58,3 +59,16 @@ def test_a_miniature_fits_photographs(name: str, sample_data: Sample) -> None:
     plan = plan_for(recipe, training_subset(recipe, train))
     assert plan.detector.num_classes == len(train.category_ids)
     assert build(plan.detector).config == plan.detector
+
+
+def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    rethink_recipes(words="figure5,scratch")
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 9 and listed[1].startswith("figure5/r50-gn-scratch-6x") and listed[1].endswith("mask 36.6")
+    rethink_recipes(show="table1/r50-gn-scratch-6x")
+    shown = capsys.readouterr().out
+    assert "540,000 iterations of 16 images, rate 0.02 times 0.1 at 480,000 and 520,000" in shown
+    assert "8,640,000 images, 62,8" in shown and "paper: box 41.3" in shown and "our choice: One seed" in shown
+    with pytest.raises(SystemExit) as stopped:
+        rethink_recipes(show="table1/r50-scratch-6x")
+    assert stopped.value.code == 2 and "nearest: table1/r50-gn-scratch-6x" in capsys.readouterr().err
