@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANS', 'parser_of', 'console', 'one_line_faults', 'in_job', 'prepare_folder', 'plan_of', 'execution_of',
            'precision_of', 'rethink_compare', 'rethink_train', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
-           'rethink_report', 'rethink_data']
+           'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../nbs/20_cli.ipynb #5220e57e
 import argparse
@@ -50,6 +50,7 @@ from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
 from .processes import SharedFault, from_first, is_first, say, together
+from .recipes import RECIPES, Recipe, aligned, cost, find, recipe_named
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
 from .transforms import EvaluationSamples
@@ -643,3 +644,52 @@ def rethink_data(
         print(write_crops(crops))
     if _read(data, train, val, images, 0, 0, strict) is None and not (scenes or crops):
         raise InputError("nothing to do: name a folder with --data, or one to draw into with --scenes or --crops")
+
+# %% ../nbs/20_cli.ipynb #5e1c0c02
+def _paper(recipe: Recipe) -> str:
+    "The paper's AP of each kind, or a dash"
+    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
+    return ", ".join(found) or "-"
+
+
+def _in_full(recipe: Recipe) -> str:
+    "A recipe with its plan, its cost and its choices"
+    plan, spent = recipe.base, cost(recipe)
+    schedule, detector = plan.schedule(recipe.times), plan.detector
+    heads = [name for name, there in (("masks", detector.masks), ("keypoints", detector.keypoints)) if there]
+    hours = "not known" if spent.gpu_hours is None else f"{spent.gpu_hours:,.0f} GPU-hours on P100, by a rough rate"
+    lines = [
+        f"{recipe.name} ({recipe.source}, {recipe.arm})",
+        f"detector: {detector.backbone}, norm {detector.norm}, {' and '.join(heads) or 'boxes only'}"
+        + (", cascade" if detector.cascade else ""),
+        f"data: {recipe.data}; shorter side {plan.short[0]} to {plan.short[1]}, longer at most {plan.long}",
+        f"schedule: {schedule.iterations:,} iterations of {plan.batch} images, rate {schedule.rate:g} times "
+        f"{schedule.factor:g} at {' and '.join(f'{drop:,}' for drop in schedule.drops)}",
+        *([f"switch to cascade: after {plan.switch_point:,} iterations"] if plan.cascade_last else []),
+        *(["tested with augmentation as well"] if plan.augmented else []),
+        *([f"weights: {recipe.weights}"] if recipe.weights else []),
+        f"cost: {spent.epochs:,.1f} epochs, {spent.images:,} images, {spent.instances:,} instances, "
+        f"{spent.pixels / 1e12:,.2f} Tpx, {hours}",
+        f"paper: {_paper(recipe)}",
+        *(f"our choice: {choice}" for choice in recipe.choices),
+    ]
+    return "\n".join(lines)
+
+
+@console
+@one_line_faults
+def rethink_recipes(
+    words: MaybeWord = "",  # words that must all occur, with commas between, such as figure5,scratch
+    show: str = "",  # the name of a recipe to show in full
+) -> None:
+    """List the paper's experiments, or show one in full with what it would cost.
+
+    rethink_recipes figure5,scratch
+    rethink_recipes --show table1/r50-gn-scratch-6x
+    """
+    if show:
+        print(_in_full(recipe_named(show)))
+        return
+    some = find(*filter(None, words.split(","))) if words else list(RECIPES.values())
+    rows = [{"recipe": r.name, "data": r.data, "iterations": f"{r.iterations:,}", "paper": _paper(r)} for r in some]
+    print(aligned(rows))
