@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'parser_of', 'console', 'one_line_faults', 'in_job', 'prepare_folder', 'plan_of', 'execution_of',
-           'precision_of', 'rethink_compare', 'rethink_train', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
-           'rethink_report', 'rethink_data', 'rethink_recipes']
+           'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train', 'rethink_pretrain', 'rethink_eval',
+           'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../nbs/20_cli.ipynb #5220e57e
 import argparse
@@ -42,7 +42,7 @@ from rethink_imagenet.data import (
     read_voc,
     summary,
 )
-from .detectors import DEMO, SMALL, has_bfloat16
+from .detectors import DEMO, SMALL, build, has_bfloat16
 from .distributed import LostProcess, device_of, joined, speaks
 from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
 from .normalization import nearest
@@ -50,10 +50,22 @@ from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
 from .processes import SharedFault, from_first, is_first, say, together
-from .recipes import RECIPES, Recipe, aligned, cost, find, recipe_named
+from rethink_imagenet.recipes import (
+    RECIPES,
+    WEIGHTS,
+    Recipe,
+    aligned,
+    cost,
+    find,
+    miniature,
+    plan_for,
+    read_data,
+    recipe_named,
+)
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
 from .transforms import EvaluationSamples
+from .tuning import read_grid, tune
 
 # %% ../nbs/20_cli.ipynb #ee8b0aaa
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -321,6 +333,7 @@ def rethink_compare(
     weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
     crops: str = "",  # folder of class folders to pre-train on; by default the embedded crops
     side: int = 48,  # of the crops in pixels
+    grid: str = "",  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
     margin: float = 0.5,  # AP; a smaller loss does not matter
     epochs: float = 6.0,  # of pre-training, where it happens here
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
@@ -356,6 +369,7 @@ def rethink_compare(
             raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
         if not (0 < epochs < 1e6 and 0 < margin < 100):
             raise InputError(f"--epochs {epochs}, --margin {margin}: one of them is out of range")
+        values = read_grid(grid) if grid else {}
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         sets = _read(data, train, val, images, subset, seed, strict)
         classes, masks = (
@@ -368,23 +382,88 @@ def rethink_compare(
             load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)
         if crops:
             ClassificationSamples(crops, side)
-        config = {"data": [data, train, val, images, subset], "pretraining": [weights, crops, side, epochs]}
+        config = {
+            "data": [data, train, val, images, subset],
+            "pretraining": [weights, crops, side, epochs],
+            "grid": grid,
+        }
         inputs = [data, train, val, images, weights, crops]
         if is_first():
             prepare_folder(folder, config | asdict(plan), resume, overwrite, inputs, execution.accept)
     train_set, val_set = sets or _embedded(folder, subset, seed)
     source = weights or _pretrained(folder, crops, side, epochs, plan, execution)
-    command = shlex.join(["rethink_compare", *sys.argv[1:]])
-    results = compare(plan, train_set, val_set, folder, source, command, execution, margin)
+    command, tuning = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), None
+    if values:
+        plan, tuning = tune(plan, values, train_set, val_set, folder / "tuning", source, execution)
+    results = compare(plan, train_set, val_set, folder, source, command, execution, margin, tuning)
     if is_first():
         verdict = results["verdict"]
         print(f"\n{text_table(results)}\n\n{verdict['sentence']}\n{verdict['statement']}\n\n{write_report(folder)}")
+
+# %% ../nbs/20_cli.ipynb #fae86411
+@console
+def rethink_tune(
+    grid: str,  # settings and values, such as "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800"
+    data: str = "",  # folder in COCO's layout or VOC devkit; without, the embedded scenes
+    out: str = "runs/tune",  # folder for the results
+    model: str = "",  # demo, small or paper; by default demo for the scenes and paper for data
+    schedules: str = "",  # lengths of training in multiples of 1x; the longest is tuned
+    unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
+    batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
+    weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
+    subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
+    seed: int = 0,  # of everything random
+    device: str = "auto",  # auto, cpu or cuda
+    workers: int = 1,  # processes that decode and augment
+    resume: bool = False,  # go on with an unfinished search in --out, or begin where there is none
+    overwrite: bool = False,  # begin anew in --out
+) -> None:
+    """Choose settings by a grid on the pre-trained arm, then train both arms with them: rethink_compare --grid.
+
+    rethink_tune "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800" --data coco --subset 10000
+        the paper's search for less data (rethink_compare has more options)
+    """
+    if not grid.strip():
+        raise SystemExit('rethink_tune: the grid is empty; give for example "rate=0.02,0.04"')
+    rethink_compare(
+        grid=grid, data=data, out=out, model=model, schedules=schedules, unit=unit, batch=batch, weights=weights,
+        subset=subset, seed=seed, device=device, workers=workers, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+
+# %% ../nbs/20_cli.ipynb #49674f95
+def _paper(recipe: Recipe) -> str:
+    "The paper's AP of each kind, or a dash"
+    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
+    return ", ".join(found) or "-"
+
+
+def _of_recipe(
+    name: str, scale: float, data: str, weights: str, seed: int, precision: str, strict: bool
+) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
+    "The plan of a recipe or of its miniature, the weights it begins from, and its data"
+    recipe = miniature(recipe_named(name), scale)
+    weights = weights or recipe.weights or ""
+    if (recipe.arm == "pretrained") != bool(weights):
+        wrong = (
+            "is from scratch and takes no --weights" if weights else "needs --weights, as rethink_pretrain makes them"
+        )
+        raise InputError(f"{name}: {wrong}")
+    train_set, val_set = read_data(recipe, data, strict)
+    say(f"train: {summary(train_set)}\nval:   {summary(val_set)}")
+    plan = plan_for(recipe, train_set)
+    detector, tag = plan.detector, WEIGHTS.get((plan.detector.backbone, plan.detector.norm))
+    if tag:  # both arms of a system see pixels as its weights do
+        mean, std = pixel_statistics(tag)
+        rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
+        detector = replace(detector, conventions=rules)
+    return replace(plan, detector=replace(detector, precision=precision), seed=seed), weights, (train_set, val_set)
 
 # %% ../nbs/20_cli.ipynb #74321d21
 @console
 @one_line_faults
 @in_job
 def rethink_train(
+    recipe: MaybeWord = "",  # of the paper, such as table1/r50-gn-scratch-6x (rethink_recipes lists them)
     data: str = "",  # folder in COCO's layout or VOC devkit; without, the embedded scenes
     train: str = "",  # json or VOC list to train on, where the layout differs
     val: str = "",  # json or VOC list to evaluate on, where the layout differs
@@ -400,6 +479,7 @@ def rethink_train(
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels
     long: int = 0,  # largest longer side of the images in pixels
+    scale: float = 1.0,  # of a recipe: sides and batch so much smaller, iterations and images by its square
     weights: str = "",  # pre-trained weights of the body; without, random initialization
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
@@ -425,24 +505,54 @@ def rethink_train(
         what a row of the paper's Table 1 would cost on this machine
     torchrun --standalone --nproc-per-node 8 --max-restarts 3 $(which rethink_train) --data coco --resume
         eight GPUs; killed at any moment, it goes on from its last checkpoint
+    rethink_train table1/r50-gn-scratch-6x --data coco --out runs/table1
+        a number of the paper; with --scale 0.02 a miniature of it, in a minute on a laptop
     rethink_train --data mydata --model small --weights body.safetensors --out runs/mine
         your own data, from pre-trained weights
     """
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     with together():
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
-        sets = _read(data, train, val, images, subset, seed, strict)
-        classes, masks = (
-            (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
-        )
-        bits = precision_of(precision, execution.device, size)
-        plan = plan_of(size, classes, masks, weights, schedule, backbone, norm, bits,
-                       unit=unit, batch=batch, rate=rate, short=short, long=long, seed=seed)  # fmt: skip
+        bits = precision_of(precision, execution.device, "paper" if recipe and scale == 1 else size)
+        sets: tuple[Dataset, Dataset] | None
+        if recipe:
+            settled = [
+                train,
+                val,
+                images,
+                model,
+                backbone,
+                norm,
+                schedule != "6",
+                unit,
+                batch,
+                rate,
+                short,
+                long,
+                subset,
+            ]
+            if any(settled) or not data:
+                raise InputError(
+                    "a recipe settles what is trained: it takes --data, and of the rest only how to run it"
+                )
+            plan, weights, sets = _of_recipe(recipe, scale, data, weights, seed, bits, strict)
+        else:
+            sets = _read(data, train, val, images, subset, seed, strict)
+            first = sets[0] if sets else None
+            classes, masks = (
+                (len(first.category_ids), first.polygons is not None) if first else (len(SCENE_SHAPES), True)
+            )
+            plan = plan_of(size, classes, masks, weights, schedule, backbone, norm, bits,
+                           unit=unit, batch=batch, rate=rate, short=short, long=long, seed=seed)  # fmt: skip
         if only and only not in plan.schedules:
             raise InputError(f"--only {only:g}: is not one of --schedule {schedule}")
-        if weights:
-            load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)
-        config = {"data": [data, train, val, images, subset], "pretraining": [weights]} | asdict(plan)
+        if weights and not dry_run:
+            load_weights(build(plan.detector).backbone.body, weights)
+        config = {
+            "data": [data, train, val, images, subset],
+            "pretraining": [weights],
+            "recipe": [recipe, scale],
+        } | asdict(plan)
         if is_first() and not dry_run:
             prepare_folder(folder, config, resume, overwrite, [data, train, val, images, weights], execution.accept)
     if dry_run:
@@ -459,6 +569,8 @@ def rethink_train(
     if is_first():
         table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
+        if recipe:
+            print(f"the paper: {_paper(recipe_named(recipe))}")
 
 # %% ../nbs/20_cli.ipynb #3cd78d60
 @console
@@ -646,12 +758,6 @@ def rethink_data(
         raise InputError("nothing to do: name a folder with --data, or one to draw into with --scenes or --crops")
 
 # %% ../nbs/20_cli.ipynb #5e1c0c02
-def _paper(recipe: Recipe) -> str:
-    "The paper's AP of each kind, or a dash"
-    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
-    return ", ".join(found) or "-"
-
-
 def _in_full(recipe: Recipe) -> str:
     "A recipe with its plan, its cost and its choices"
     plan, spent = recipe.base, cost(recipe)

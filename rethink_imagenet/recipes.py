@@ -444,10 +444,7 @@ def files_of(
     missing = [str(path) for path in found if not path.is_file()]
     if missing:
         source = _VOC_FILES if recipe.data == "voc" else _COCO_FILES
-        raise InputError(
-            f"{recipe.name} takes {data.title}; not there: {', '.join(missing)}; get {source}; or name other files of "
-            "the kind with --train and --val"
-        )
+        raise InputError(f"{recipe.name} takes {data.title}; not there: {', '.join(missing)}; get {source}")
     return found
 
 # %% ../nbs/17_recipes.ipynb #a1700028

@@ -91,6 +91,7 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
         "rethink_data",
         "rethink_detect",
         "rethink_report",
+        "rethink_tune",
     ],
 )
 def test_help_has_examples(command: Command, name: str) -> None:
@@ -291,3 +292,18 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
 def test_a_report_is_written_anew(command: Command, tmp_path: Path) -> None:
     done = command("rethink_report", tmp_path)
     assert done.returncode == 2 and "results.json: not the results of a comparison" in done.stderr
+
+
+def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -> None:
+    """Each combination on the pre-trained arm, then both arms with what won, and the record in the report."""
+    weights = tmp_path / "body.pth"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    words = ["rate=0.02,0.04", "--data", scenes, "--model", "small", "--schedules", 2, "--unit", 3, "--batch", 2]
+    done = command("rethink_tune", *words, "--weights", weights, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["values"] for entry in results["tuning"]["tried"]] == [{"rate": "0.02"}, {"rate": "0.04"}]
+    assert f"{results['plan']['rate']:g}" == results["tuning"]["chosen"]["rate"]
+    assert "Both arms were trained with rate" in (tmp_path / "out" / "report.html").read_text()
+    wrong = command("rethink_tune", "rat=1", *words[1:], "--weights", weights, "--out", "other")
+    assert wrong.returncode == 2 and 'no setting to tune "rat"; nearest: rate' in wrong.stderr

@@ -1,8 +1,11 @@
 """Recipes: real VOC lists as one data set, the 35k by val2014's ids, and one line for data that are not there."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,3 +75,50 @@ def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as stopped:
         rethink_recipes(show="table1/r50-scratch-6x")
     assert stopped.value.code == 2 and "nearest: table1/r50-gn-scratch-6x" in capsys.readouterr().err
+
+
+WHOLE = (
+    "table1/r50-gn-scratch-2x", "figure4/r50-syncbn-scratch-2x", "figure5/r50-gn-cascade-aug-tta-scratch-9x",
+    "table3/x152-gn-cascade-aug-tta-scratch-9x", "figure6/r50-gn-keypoints-scratch-2x", "figure7/r50-gn-35k-scratch-6x", "figure8/r50-gn-1k-scratch-11x",
+    "section5.1/vgg16-scratch-11x",
+)  # fmt: skip
+
+
+def carried_out(name: str, scale: float, folder: Path, out: Path) -> dict[str, Any]:
+    """A miniature of a recipe on photographs, as a user types it, from start to its row in a table."""
+    script = Path(sys.executable).parent / "rethink_train"
+    words = [str(script), name, "--data", str(folder), "--scale", str(scale), "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "random initialization" in done.stdout and "the paper: " in done.stdout
+    (path,) = out.glob("*x/results.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", [WHOLE[0], WHOLE[2], WHOLE[4]])
+def test_a_miniature_from_start_to_table_row(sample_data: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """A plain net, one that switches to cascade and is tested in 18 passes, and keypoints."""
+    results = carried_out(name, 0.01, sample_data("coco_mini_by"), tmp_path / "out")
+    assert results["box"]["ap"] is not None and results["iterations"] == results["curve"][-1]["iteration"]
+    assert ("augmented" in results) == ("tta" in name) and ("keypoint" in results) == ("keypoints" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_system_in_miniature(sample_data: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """A longer miniature of each system that the paper trains on COCO."""
+    results = carried_out(name, 0.02, sample_data("coco_mini_by"), tmp_path / "out")
+    assert results["box"]["ap"] is not None
+
+
+def test_a_recipe_settles_what_is_trained(tmp_path: Path) -> None:
+    def fails(*words: str) -> str:
+        script = Path(sys.executable).parent / "rethink_train"
+        done = subprocess.run([str(script), *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        return done.stderr
+
+    assert "a recipe settles what is trained" in fails(WHOLE[0], "--data", "coco", "--norm", "bn")
+    assert "nearest: table1/r50-gn-scratch" in fails("table1/r50-gn-scrach-6x", "--data", "coco")
+    assert "instances_train2017.json" in fails(WHOLE[0], "--data", "coco")
+    assert "needs --weights" in fails("table1/r50-gn-pretrained-2x", "--data", "coco", "--scale", "0.02")
