@@ -79,8 +79,8 @@ def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None
 
 WHOLE = (
     "table1/r50-gn-scratch-2x", "figure4/r50-syncbn-scratch-2x", "figure5/r50-gn-cascade-aug-tta-scratch-9x",
-    "table3/x152-gn-cascade-aug-tta-scratch-9x", "figure6/r50-gn-keypoints-scratch-2x", "figure7/r50-gn-35k-scratch-6x", "figure8/r50-gn-1k-scratch-11x",
-    "section5.1/vgg16-scratch-11x",
+    "table3/x152-gn-cascade-aug-tta-scratch-9x", "figure6/r50-gn-keypoints-scratch-2x",
+    "figure7/r50-gn-35k-scratch-6x", "figure8/r50-gn-1k-scratch-11x", "section5.1/vgg16-scratch-11x",
 )  # fmt: skip
 
 
