@@ -133,16 +133,20 @@ def read_checkpoint(
 # %% ../nbs/11b_checkpoints.ipynb #8c2766ed
 def newest_checkpoint(
     folder: Path,  # of a run
+    mend: bool = False,  # by the run itself: remove what is half-written, set aside what is damaged
 ) -> tuple[Path, dict[str, Any]] | None:  # the checkpoint and its state; None where there is none
     "The newest checkpoint that is not damaged; warns of those that are"
-    for partial in (folder / "checkpoints").glob("*.partial"):
+    for partial in (folder / "checkpoints").glob("*.partial") if mend else ():
         partial.unlink()
     for path in reversed(checkpoints_of(folder)):
         try:
             return path, read_checkpoint(path)
         except InputError as fault:
-            path.rename(path.with_name(path.name + ".damaged"))
-            warnings.warn(f"{fault}; set aside, going on from the checkpoint before it", stacklevel=2)
+            if not path.exists():
+                continue  # the run has removed it meanwhile
+            if mend:
+                path.rename(path.with_name(path.name + ".damaged"))
+            warnings.warn(f"{fault}; going on from the checkpoint before it, if there is one", stacklevel=2)
     return None
 
 # %% ../nbs/11b_checkpoints.ipynb #14bd8f8b

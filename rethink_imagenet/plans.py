@@ -213,7 +213,7 @@ def measure_step(
     for pixels, targets in training_batches(samples, images * world_size(), 0, 2, execution.workers):
         begun = time.perf_counter()
         optimizer.zero_grad()
-        backward(model, pixels, targets, images)
+        backward(model, pixels, targets, images * world_size())
         optimizer.step()
     seconds = time.perf_counter() - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())

@@ -27,6 +27,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
@@ -359,7 +360,8 @@ class RunState:
     ) -> None:
         "Go on from a checkpoint. Raises InputError if it is of another model"
         load_state(self.model, content["model"], source)
-        self.optimizer.load_state_dict(content["optimizer"])
+        momentum = content["optimizer"] | {"param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(momentum)  # rates and decays are the plan's
         self.iteration, self.seconds = content["iteration"], content["seconds"]
         self.pending, self.skipped = content["pending"], content["skipped"]
 
@@ -385,7 +387,7 @@ class Run:
         self.pace, self.folder, self.about, self.newest = pace, folder, about, None
         self.state = RunState(model, optimizer_of(model, conventions=pace.conventions))
         with together():
-            found = newest_checkpoint(folder) if is_first() else None
+            found = newest_checkpoint(folder, mend=True) if is_first() else None
             if found:
                 check_settings(found[1]["about"], about, found[0], accept)
                 check_circumstances(found[1]["circumstances"])
@@ -465,6 +467,8 @@ def _evaluate(run: Run, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None
     "The line of an evaluation, unless the log has it already"
     done = run.state.iteration
     if not any(line["iteration"] == done and "evaluation" in line for line in run.log.lines):
+        for buffer in run.state.model.buffers() if world_size() > 1 else ():
+            dist.broadcast(buffer, 0)  # statistics of BN differ between processes; those of the first are kept
         figures = evaluate(run.state.model.eval())
         run.log.add({"iteration": done, "seconds": run.state.seconds, "evaluation": figures})
     run.state.model.train()
