@@ -6,7 +6,7 @@
 __all__ = ['DATA_SETS', 'WEIGHTS', 'OPEN', 'RECIPES', 'MULTIPLY_ADDS', 'PIXELS', 'PRETRAINING', 'FIGURE2', 'SMALLER', 'DataSet',
            'Recipe', 'recipe_named', 'group_named', 'find', 'aligned', 'seconds_an_iteration', 'Cost', 'cost',
            'samples_figure', 'files_of', 'union_of', 'training_subset', 'read_data', 'evaluation_subset', 'plan_for',
-           'small_detector', 'miniature', 'Training', 'trainings']
+           'pixels_as', 'small_detector', 'miniature', 'Training', 'trainings']
 
 # %% ../nbs/17_recipes.ipynb #a1700004
 import os
@@ -33,6 +33,7 @@ from rethink_imagenet.data import (
 from .detectors import SMALL, VGG16, DetectorConfig
 from .normalization import nearest
 from .plans import Plan
+from .pretraining import is_file, pixel_statistics
 
 # %% ../nbs/17_recipes.ipynb #a1700007
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class Recipe:
     remarks: tuple[str, ...] = ()  # on this recipe only
     images: int = 0  # to train on at most; 0 for all
     evaluated: int = 0  # images to evaluate on at most; 0 for all
+
+    @property
+    def system(self) -> str:
+        "What both arms have in common, such as r50-gn-aug"
+        return self.name.partition("/")[2].rpartition(f"-{self.arm}-")[0]
 
     @property
     def times(self) -> float:
@@ -518,7 +524,13 @@ def evaluation_subset(
     val_set: Dataset,  # all that there is
 ) -> Dataset:
     "The images that a recipe is evaluated on: all, or the first so many of a miniature"
-    return select(val_set, np.arange(min(recipe.evaluated or len(val_set), len(val_set))))
+    few = select(val_set, np.arange(min(recipe.evaluated or len(val_set), len(val_set))))
+    if isinstance(few.ground_truth, dict):  # VOC's rule counts every object in it
+        ids = set(few.image_ids.tolist())
+        images = [image for image in few.ground_truth["images"] if image["id"] in ids]
+        found = [a for a in few.ground_truth["annotations"] if a["image_id"] in ids]
+        return replace(few, ground_truth=few.ground_truth | {"images": images, "annotations": found})
+    return few
 
 
 def plan_for(
@@ -531,6 +543,20 @@ def plan_for(
     if recipe.base.detector.keypoints:
         trainable(train_set, keypoints=True)
     return recipe.plan(len(train_set.category_ids), len(train_set.keypoint_names))
+
+# %% ../nbs/17_recipes.ipynb #a1700038
+def pixels_as(
+    plan: Plan,  # of either arm
+    weights: str | Path = "",  # of the pre-trained arm: a file or a tag of timm; by default the tag of `WEIGHTS`
+) -> Plan:
+    "The plan with pixels normalized as the weights of its pre-trained arm want them. Raises InputError"
+    detector = plan.detector
+    source = weights or WEIGHTS.get((detector.backbone, detector.norm), "")
+    if not source or is_file(source):
+        return plan
+    mean, std = pixel_statistics(source)
+    rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
+    return replace(plan, detector=replace(detector, conventions=rules))
 
 # %% ../nbs/17_recipes.ipynb #a170002c
 SMALLER = {"resnet50": "resnet10_025", "resnet101": "resnet18", "resnext152_8x32d": "resnext50_32x4d"}  # bodies
@@ -579,7 +605,7 @@ class Training:
     recipes: tuple[Recipe, ...]  # of one arm, the same but for length and test-time augmentation
 
     @property
-    def system(self) -> str:
+    def name(self) -> str:
         "What its runs are named after, such as r50-gn-scratch"
         shortest = min((recipe.name for recipe in self.recipes), key=len)
         return shortest.partition("/")[2].rpartition("-")[0]
@@ -590,7 +616,7 @@ class Training:
         schedules = tuple(sorted({recipe.times for recipe in self.recipes}))
         augmented = any(recipe.base.augmented for recipe in self.recipes)
         base = replace(self.recipes[0].base, schedules=schedules, augmented=augmented)
-        return replace(self.recipes[0], name=self.system, base=base)
+        return replace(self.recipes[0], name=self.name, base=base)
 
     def begins_from(
         self,
