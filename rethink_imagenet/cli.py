@@ -45,6 +45,15 @@ from rethink_imagenet.data import (
 from .detectors import DEMO, SMALL, build, has_bfloat16
 from .distributed import LostProcess, device_of, joined, speaks
 from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
+from rethink_imagenet.figures import (
+    compare_figure,
+    parts_of,
+    sources_for,
+    table_of,
+    title_of,
+    with_weights,
+    write_figure,
+)
 from .normalization import nearest
 from .pictures import write_pictures
 from .plans import Execution, Plan
@@ -52,12 +61,13 @@ from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_
 from .processes import SharedFault, from_first, is_first, say, together
 from rethink_imagenet.recipes import (
     RECIPES,
-    WEIGHTS,
     Recipe,
     aligned,
     cost,
     find,
+    group_named,
     miniature,
+    pixels_as,
     plan_for,
     read_data,
     recipe_named,
@@ -296,9 +306,11 @@ def _embedded(folder: Path, subset: int, seed: int) -> tuple[Dataset, Dataset]:
     return nested_subset(train_set, subset, seed) if subset else train_set, val_set
 
 
-def _pretrained(folder: Path, crops: str, side: int, epochs: float, plan: Plan, execution: Execution) -> str:
+def _pretrained(
+    folder: Path, crops: str, side: int, epochs: float, plan: Plan, execution: Execution, name: str = "pretraining"
+) -> str:
     "Weights of a classifier that is trained now, if it has not been before"
-    weights = folder / "pretraining" / "weights.safetensors"
+    weights = folder / name / "weights.safetensors"
     if from_first(weights.is_file()):
         return str(weights)
     source = Path(crops) if crops else folder / "crops"
@@ -307,15 +319,103 @@ def _pretrained(folder: Path, crops: str, side: int, epochs: float, plan: Plan, 
             write_crops(source)
     say(f"pre-training {plan.detector.backbone} on {source}")
     backbone, norm = plan.detector.backbone, plan.detector.norm
-    pretrain(source, folder / "pretraining", backbone, norm, epochs, 64, side=side, seed=plan.seed,
+    pretrain(source, folder / name, backbone, norm, epochs, 64, side=side, seed=plan.seed,
              device=execution.device, workers=execution.workers)  # fmt: skip
     return str(weights)
+
+# %% ../nbs/20_cli.ipynb #19c20a02
+_HOW = (
+    "data", "weights", "scale", "seed", "out", "device", "precision", "workers", "at_once", "save_every", "on_nan",
+    "tensorboard", "timeout", "strict", "dry_run", "resume", "accept", "overwrite",
+)  # fmt: skip
+
+
+def _only_how(command: Callable[..., None], given: dict[str, Any], also: Sequence[str]) -> None:
+    "Raises InputError if arguments were given that a recipe settles, or data were not"
+    known = signature(command).parameters
+    said = [name for name, value in given.items() if name not in (*_HOW, *also) and value != known[name].default]
+    if said or not given["data"]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise InputError(
+            f"a recipe settles what is trained: it takes --data, and of the rest only how to run it"
+            f"{f', not {options}' if said else ''}"
+        )
+
+
+def _data_of(recipe: Recipe, data: str, strict: bool) -> tuple[Dataset, Dataset]:
+    "The data of a recipe, said in a line each"
+    train_set, val_set = read_data(recipe, data, strict)
+    say(f"train: {summary(train_set)}\nval:   {summary(val_set)}")
+    return train_set, val_set
+
+
+def _run_as(plan: Plan, precision: str, seed: int) -> Plan:
+    "The plan of a recipe in a precision and from a seed"
+    return replace(plan, detector=replace(plan.detector, precision=precision), seed=seed)
+
+
+def _paper(recipe: Recipe) -> str:
+    "The paper's AP of each kind, or a dash"
+    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
+    return ", ".join(found) or "-"
+
+
+def _of_recipe(
+    name: str, scale: float, data: str, weights: str, seed: int, precision: str, strict: bool
+) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
+    "The plan of a recipe or of its miniature, the weights it begins from, and its data"
+    recipe = miniature(recipe_named(name), scale)
+    weights = weights or recipe.weights or ""
+    if (recipe.arm == "pretrained") != bool(weights):
+        wrong = (
+            "is from scratch and takes no --weights" if weights else "needs --weights, as rethink_pretrain makes them"
+        )
+        raise InputError(f"{name}: {wrong}")
+    sets = _data_of(recipe, data, strict)
+    return _run_as(pixels_as(plan_for(recipe, sets[0]), weights), precision, seed), weights, sets
+
+
+def _check_ranges(epochs: float, margin: float) -> None:
+    "Raises InputError"
+    if not (0 < epochs < 1e6 and 0 < margin < 100):
+        raise InputError(f"--epochs {epochs}, --margin {margin}: one of them is out of range")
+
+# %% ../nbs/20_cli.ipynb #19c20a03
+def _compare_figure(
+    figure: str, scale: float, data: str, folder: Path, weights: str, pretraining: tuple[str, int, float],
+    margin: float, seed: int, precision: str, strict: bool, execution: Execution, resume: bool, overwrite: bool,
+) -> None:  # fmt: skip
+    "Carry out a figure or table of the paper, and report it"
+    crops, side, epochs = pretraining
+    with together():
+        _check_ranges(epochs, margin)
+        if crops:
+            ClassificationSamples(crops, side)
+        bits = precision_of(precision, execution.device, "paper" if scale == 1 else "demo")
+        recipes = [miniature(recipe, scale) for recipe in group_named(figure)]
+        parts = parts_of(recipes, lambda recipe: _data_of(recipe, data, strict))
+        parts = [replace(part, plan=_run_as(part.plan, bits, seed)) for part in parts]
+        sources = sources_for(parts, weights, bool(crops))
+        config = {"figure": figure, "scale": scale, "data": data, "pretraining": [weights, *pretraining]}
+        if is_first():
+            config |= {"seed": seed, "precision": bits}
+            prepare_folder(folder, config, resume, overwrite, [data, crops, *sources.values()], execution.accept)
+    for part in parts:
+        if sources.get(part.body) == "":
+            name = f"pretraining/{part.body}"
+            sources[part.body] = _pretrained(folder, crops, side, epochs, part.plan, execution, name)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    results = compare_figure(with_weights(parts, sources), folder, scale, command, execution, margin)
+    if is_first():
+        told = "\n".join(one["statement"] for one in results["differences"])
+        print(f"\n{title_of(results)}\n{aligned(table_of(results))}\n\n{told}\n\n{write_figure(folder)}")
 
 # %% ../nbs/20_cli.ipynb #dc72e4af
 @console
 @one_line_faults
 @in_job
 def rethink_compare(
+    figure: MaybeWord = "",  # or table of the paper to carry out whole: figure1, 3 to 8, table1 to 3, section5.1, 5.2
     data: str = "",  # folder in COCO's layout or VOC devkit; without, the embedded scenes
     train: str = "",  # json or VOC list to train on, where the layout differs
     val: str = "",  # json or VOC list to evaluate on, where the layout differs
@@ -330,7 +430,8 @@ def rethink_compare(
     rate: float = 0.0,  # learning rate for 16 images, scaled linearly with the batch
     short: int = 0,  # shorter side of the images in pixels
     long: int = 0,  # largest longer side of the images in pixels
-    weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
+    scale: float = 1.0,  # of a figure: sides and batch so much smaller, iterations and images by its square
+    weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm; of several bodies a=A,b=B
     crops: str = "",  # folder of class folders to pre-train on; by default the embedded crops
     side: int = 48,  # of the crops in pixels
     grid: str = "",  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
@@ -361,14 +462,28 @@ def rethink_compare(
         your own data, on a laptop
     rethink_compare --train a.json --val b.json --images jpegs --model small --schedules 2,6
         files that lie elsewhere
+    rethink_compare figure1 --data coco --out runs/figure1
+        all recipes of a figure or table of the paper, trunk and branches shared, beside the paper's numbers
+    rethink_compare figure5 --data coco --weights resnet101=R101.pth --out runs/figure5
+        a figure with two bodies: weights are named by body, those left out are timm's if it has them; with --crops
+        all others are pre-trained here
+    rethink_compare figure1 --data coco --scale 0.02 --out runs/miniature
+        the same in miniature, in minutes on a laptop; its small bodies are pre-trained on the embedded crops
     """
+    if figure:
+        _only_how(rethink_compare, dict(locals()), ("figure", "crops", "side", "epochs", "margin"))
+        execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
+        _compare_figure(
+            figure, scale, data, Path(out), weights, (crops, side, epochs), margin, seed, precision, strict,
+            execution, resume, overwrite,
+        )  # fmt: skip
+        return
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     weights = weights or ("resnet50_gn.a1h_in1k" if size == "paper" and not crops else "")
     with together():
         if crops and weights:
             raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
-        if not (0 < epochs < 1e6 and 0 < margin < 100):
-            raise InputError(f"--epochs {epochs}, --margin {margin}: one of them is out of range")
+        _check_ranges(epochs, margin)
         values = read_grid(grid) if grid else {}
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         sets = _read(data, train, val, images, subset, seed, strict)
@@ -430,34 +545,6 @@ def rethink_tune(
         subset=subset, seed=seed, device=device, workers=workers, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
-# %% ../nbs/20_cli.ipynb #49674f95
-def _paper(recipe: Recipe) -> str:
-    "The paper's AP of each kind, or a dash"
-    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
-    return ", ".join(found) or "-"
-
-
-def _of_recipe(
-    name: str, scale: float, data: str, weights: str, seed: int, precision: str, strict: bool
-) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
-    "The plan of a recipe or of its miniature, the weights it begins from, and its data"
-    recipe = miniature(recipe_named(name), scale)
-    weights = weights or recipe.weights or ""
-    if (recipe.arm == "pretrained") != bool(weights):
-        wrong = (
-            "is from scratch and takes no --weights" if weights else "needs --weights, as rethink_pretrain makes them"
-        )
-        raise InputError(f"{name}: {wrong}")
-    train_set, val_set = read_data(recipe, data, strict)
-    say(f"train: {summary(train_set)}\nval:   {summary(val_set)}")
-    plan = plan_for(recipe, train_set)
-    detector, tag = plan.detector, WEIGHTS.get((plan.detector.backbone, plan.detector.norm))
-    if tag:  # both arms of a system see pixels as its weights do
-        mean, std = pixel_statistics(tag)
-        rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
-        detector = replace(detector, conventions=rules)
-    return replace(plan, detector=replace(detector, precision=precision), seed=seed), weights, (train_set, val_set)
-
 # %% ../nbs/20_cli.ipynb #74321d21
 @console
 @one_line_faults
@@ -510,31 +597,14 @@ def rethink_train(
     rethink_train --data mydata --model small --weights body.safetensors --out runs/mine
         your own data, from pre-trained weights
     """
+    given = dict(locals())
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     with together():
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         bits = precision_of(precision, execution.device, "paper" if recipe and scale == 1 else size)
         sets: tuple[Dataset, Dataset] | None
         if recipe:
-            settled = [
-                train,
-                val,
-                images,
-                model,
-                backbone,
-                norm,
-                schedule != "6",
-                unit,
-                batch,
-                rate,
-                short,
-                long,
-                subset,
-            ]
-            if any(settled) or not data:
-                raise InputError(
-                    "a recipe settles what is trained: it takes --data, and of the rest only how to run it"
-                )
+            _only_how(rethink_train, given, ["recipe"])
             plan, weights, sets = _of_recipe(recipe, scale, data, weights, seed, bits, strict)
         else:
             sets = _read(data, train, val, images, subset, seed, strict)
