@@ -46,6 +46,7 @@ from .detectors import DEMO, SMALL, build, has_bfloat16
 from .distributed import LostProcess, device_of, joined, speaks
 from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
 from rethink_imagenet.figures import (
+    caution_of,
     compare_figure,
     parts_of,
     sources_for,
@@ -375,8 +376,10 @@ def _of_recipe(
     return _run_as(pixels_as(plan_for(recipe, sets[0]), weights), precision, seed), weights, sets
 
 
-def _check_ranges(epochs: float, margin: float) -> None:
-    "Raises InputError"
+def _check_comparison(weights: str, crops: str, epochs: float, margin: float) -> None:
+    "Raises InputError for what no comparison can be made with"
+    if crops and weights:
+        raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
     if not (0 < epochs < 1e6 and 0 < margin < 100):
         raise InputError(f"--epochs {epochs}, --margin {margin}: one of them is out of range")
 
@@ -388,7 +391,7 @@ def _compare_figure(
     "Carry out a figure or table of the paper, and report it"
     crops, side, epochs = pretraining
     with together():
-        _check_ranges(epochs, margin)
+        _check_comparison(weights, crops, epochs, margin)
         if crops:
             ClassificationSamples(crops, side)
         bits = precision_of(precision, execution.device, "paper" if scale == 1 else "demo")
@@ -408,7 +411,8 @@ def _compare_figure(
     results = compare_figure(with_weights(parts, sources), folder, scale, command, execution, margin)
     if is_first():
         told = "\n".join(one["statement"] for one in results["differences"])
-        print(f"\n{title_of(results)}\n{aligned(table_of(results))}\n\n{told}\n\n{write_figure(folder)}")
+        print(f"\n{title_of(results)}\n{aligned(table_of(results))}\n\n{told}\n\n{caution_of(results)}")
+        print(write_figure(folder))
 
 # %% ../nbs/20_cli.ipynb #dc72e4af
 @console
@@ -481,9 +485,7 @@ def rethink_compare(
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     weights = weights or ("resnet50_gn.a1h_in1k" if size == "paper" and not crops else "")
     with together():
-        if crops and weights:
-            raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
-        _check_ranges(epochs, margin)
+        _check_comparison(weights, crops, epochs, margin)
         values = read_grid(grid) if grid else {}
         execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         sets = _read(data, train, val, images, subset, seed, strict)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CURVES', 'LOSSES', 'Part', 'parts_of', 'by_body', 'sources_for', 'with_weights', 'iterations_of',
-           'carry_out', 'rows_of', 'kinds_of', 'differences_of', 'compare_figure', 'table_of', 'title_of',
+           'carry_out', 'rows_of', 'kinds_of', 'differences_of', 'compare_figure', 'table_of', 'title_of', 'caution_of',
            'curves_picture', 'bars_picture', 'picture_of', 'figure_page', 'write_figure']
 
 # %% ../nbs/19c_figures.ipynb #918be928
@@ -346,6 +346,18 @@ def title_of(
     small = f", in miniature ({results['scale']:g})" if results["scale"] < 1 else ""
     return f"{word.title()} {results['figure'][len(word) :]}{small}"
 
+
+def caution_of(
+    results: dict[str, Any],  # what results.json of a figure holds
+) -> str:
+    "What is to be said of a miniature; nothing of a figure in full"
+    return (
+        "This is a miniature. It shows that every recipe runs as it is written; its numbers and verdicts must not be "
+        "held against the paper's."
+        if results["scale"] < 1
+        else ""
+    )
+
 # %% ../nbs/19c_figures.ipynb #f897a51b
 CURVES = ("figure1", "figure3", "figure4", "figure6", "figure7", "figure8")
 LOSSES = ("figure7", "figure8")
@@ -435,14 +447,9 @@ def figure_page(
 ) -> str:
     "The report of a figure: picture, differences and table on one self-contained page"
     title, shown = title_of(results), results["differences"]
-    warning = (
-        "A miniature: its curves have the paper's form but not its numbers, which it must not be held against."
-        if results["scale"] < 1
-        else ""
-    )
     prices = (f"{body}: {cost_sentence(one)}" for body, one in results["pretraining"].items())
     parts = [
-        f"<p>{html.escape(warning)}</p>" if warning else "",
+        f"<p>{html.escape(caution_of(results))}</p>",
         html_image(picture_of(results), title),
         "<h2>From scratch against pre-training</h2>" if shown else "",
         html_image(_intervals(results), "differences in AP with their intervals") if shown else "",
