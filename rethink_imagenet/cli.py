@@ -98,7 +98,7 @@ def parser_of(
     told = docments(function)
     parser.description, parser.formatter_class = cleandoc(function.__doc__ or ""), _Help
     for action in parser._actions:
-        action.help = action.help or told.get(action.dest)
+        action.help = (action.help or "").replace(" (default: )", "") or told.get(action.dest)
         action.option_strings = [name.replace("_", "-") for name in action.option_strings]
         parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
     return parser
@@ -419,7 +419,7 @@ def _compare_figure(
 @one_line_faults
 @in_job
 def rethink_compare(
-    figure: MaybeWord = "",  # or table of the paper to carry out whole: figure1, 3 to 8, table1 to 3, section5.1, 5.2
+    figure: MaybeWord = "",  # of the paper, to carry out whole: figure1, 3 to 8, table1 to 3, section5.1 or 5.2
     data: str = "",  # folder in COCO's layout or VOC devkit; without, the embedded scenes
     train: str = "",  # json or VOC list to train on, where the layout differs
     val: str = "",  # json or VOC list to evaluate on, where the layout differs
