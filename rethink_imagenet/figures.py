@@ -410,8 +410,8 @@ def _draw_bars(ax: Axes, rows: list[dict[str, Any]], kind: str, marks: bool) -> 
             if marks and (paper := _figure(row, kind, "paper")) is not None:
                 ax.plot(paper, at, "k|", ms=9, label="the paper")
     ax.set_yticks(range(len(pairs)), list(pairs))
-    ax.set(xlabel=KINDS[kind][0], ylim=(len(pairs) - 0.5, -0.5))
     ax.margins(x=0.12)
+    ax.set(xlabel=KINDS[kind][0], xlim=(0, None), ylim=(len(pairs) - 0.5, -0.5))
 
 
 def bars_picture(

@@ -64,7 +64,8 @@ def draw_losses(
     for run in runs:
         if run["schedule"] == max(other["schedule"] for other in runs if other["arm"] == run["arm"]):
             iterations, losses = zip(*run["losses"], strict=True)
-            ax.plot(iterations, losses, color=COLOURS[run["arm"]], label=NAMES[run["arm"]], lw=1)
+            mark = "." if len(losses) == 1 else None  # a single point makes no line
+            ax.plot(iterations, losses, color=COLOURS[run["arm"]], label=NAMES[run["arm"]], marker=mark, lw=1)
     ax.set(xlabel="iteration", ylabel="training loss", ylim=(0, None))
     ax.grid(alpha=0.3)
     ax.legend(loc="upper right")

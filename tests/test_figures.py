@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_figure1_from_start_to_table_and_resumed(
 def test_a_cascade_goes_on_from_the_run_without(sample_data: Sample, tmp_path: Path) -> None:
     """Of three bars of Figure 5 there are two trainings, of which the second is only as long as its cascade."""
     wanted = [f"figure5/r50-gn-{step}-scratch-9x" for step in ("aug", "cascade-aug", "cascade-aug-tta")]
-    recipes = [miniature(RECIPES[name], 0.005) for name in wanted]
+    recipes = [replace(miniature(RECIPES[name], 0.005), evaluated=3) for name in wanted]
     parts = parts_of(recipes, lambda recipe: read_data(recipe, sample_data("coco_mini_by")))
     assert [part.name for part in parts] == ["r50-gn-aug-scratch", "r50-gn-cascade-aug-scratch"]
     assert parts[0].train_set is parts[1].train_set and parts[1].goes_on_from(parts) is parts[0]
