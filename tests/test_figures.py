@@ -16,6 +16,7 @@ from rethink_imagenet.detectors import build
 from rethink_imagenet.figures import compare_figure, parts_of, table_of
 from rethink_imagenet.plans import Execution
 from rethink_imagenet.recipes import RECIPES, group_named, miniature, read_data
+from rethink_imagenet.scenes import write_crops
 from rethink_imagenet.vgg import VGGBody
 
 Sample = Callable[[str], Path]
@@ -42,7 +43,8 @@ def test_figure1_from_start_to_table_and_resumed(
     sample_data: Sample, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a user types it: bodies pre-trained, trunks and branches, table, picture, page; and then nothing anew."""
-    words = ["figure1", "--data", sample_data("coco_mini_by"), "--scale", 0.005, "--epochs", 0.1, "--out", "out"]
+    crops = write_crops(tmp_path / "crops", 240)
+    words = ["figure1", "--data", sample_data("coco_mini_by"), "--scale", 0.005, "--crops", crops, "--out", "out"]
     done = command("rethink_compare", *words, "--workers", 0, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
@@ -60,12 +62,7 @@ def test_figure1_from_start_to_table_and_resumed(
     assert "scratch-2x: 5/6" in done.stderr and "scratch-2x: 4/6" not in done.stderr  # a branch off the trunk
 
     before = files_of_runs(out)
-    given: dict[str, Any] = {
-        "figure": "figure1",
-        "data": str(sample_data("coco_mini_by")),
-        "out": str(out),
-        "epochs": 0.1,
-    }
+    given: dict[str, Any] = {"figure": "figure1", "data": str(words[2]), "crops": str(crops), "out": str(out)}
     assert "is not empty; --resume" in fault_of(capsys, scale=0.005, **given)
     assert "other settings (scale 0.005, now 0.01)" in fault_of(capsys, scale=0.01, resume=True, **given)
     again = command("rethink_compare", *words, "--workers", 0, "--device", "cpu", "--resume")
