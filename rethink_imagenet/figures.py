@@ -128,10 +128,10 @@ def sources_for(
         source = given.get(body) or ("" if pretrain_here else part.training.recipe.weights or "")
         can = body in body_names() and (pretrain_here or body in SMALLER.values())
         if not source and not can:
-            detector = part.plan.detector
+            instead = "" if body not in body_names() else ", or with --crops the images to pre-train it on"
             raise InputError(
-                f"{part.training.recipes[0].name} begins from a pre-trained {body} with norm {detector.norm}, which "
-                f"timm has not: name it with --weights {body}=FILE, or with --crops the images to pre-train on"
+                f"{part.training.recipes[0].name} begins from a pre-trained {body} with norm "
+                f"{part.plan.detector.norm}: name its weights with --weights {body}=FILE{instead}"
             )
         if source:
             load_weights(build(part.plan.detector).backbone.body, source)
