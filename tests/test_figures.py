@@ -153,7 +153,7 @@ def all_data(sample_data: Sample, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_figure_and_table_in_miniature(name: str, all_data: Path, command: Command, tmp_path: Path) -> None:
-    """All 92 recipes from start to their rows, a figure or table at a time; half an hour on a core, Figure 5 a third."""
+    """All 92 recipes from start to their rows, a figure or table at a time: half an hour, a third of it Figure 5."""
     words = [name, "--data", all_data, "--scale", 0.01, "--epochs", 0.1, "--out", "out", "--device", "cpu"]
     if name == "section5.1":  # there is no smaller VGG-16, and timm's weights would have to be downloaded
         config = miniature(group_named(name)[0], 0.01).base.detector
