@@ -196,6 +196,13 @@ class StepCost:
     memory: int  # bytes that the peak rose by
 
 
+def _now(device: str) -> float:
+    "Seconds on a clock, when all that was asked of a GPU is done"
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def measure_step(
     plan: Plan,  # of which a step is wanted
     train_set: Dataset,  # to train on
@@ -211,11 +218,11 @@ def measure_step(
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
     for pixels, targets in training_batches(samples, images * world_size(), 0, 2, execution.workers):
-        begun = time.perf_counter()
+        begun = _now(execution.device)
         optimizer.zero_grad()
         backward(model, pixels, targets, images * world_size())
         optimizer.step()
-    seconds = time.perf_counter() - begun
+    seconds = _now(execution.device) - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())
     memory = peak_memory(execution.device) - before
     return StepCost(images, seconds, parameters, memory)
@@ -228,7 +235,9 @@ def dry_run(
     lengths: Sequence[float] = (),  # schedules that would be trained; by default all, as a family
 ) -> str:
     "What a training would be: iterations, samples, time, memory, files; a step of it is measured"
-    iterations = sum(plan.schedule(n).iterations for n in lengths) if lengths else plan.family.iterations
+    runs, longest = lengths or plan.schedules, max(plan.schedules)
+    begins = {n: 0 if n == longest else plan.schedule(n).drops[0] for n in runs}  # a branch has the trunk's beginning
+    iterations = sum(plan.schedule(n).iterations - begins[n] for n in runs)
     keypoints = plan.detector.keypoints > 0
     seen = samples_seen(train_set, iterations * plan.batch, plan.short, plan.long, keypoints)
     cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
@@ -236,14 +245,14 @@ def dry_run(
     together = min(share, execution.at_once or share)
     fixed = 3 * cost.parameters  # weights, gradients, momentum
     memory = fixed + max(0, cost.memory - fixed) * together / cost.images
-    files = 2 + len(plan.family.branch_points)
+    files = 2 * len(runs) + (len(plan.family.branch_points) if longest in runs else 0)
     return "\n".join(
         (
             f"{plan.family if not lengths else f'{iterations:,} iterations'}, {plan.batch} images each",
             f"{seen['images'] / len(trainable(train_set, keypoints)):,.1f} epochs, {seen['images']:,} images, "
             f"{seen['instances']:,} instances, {seen['pixels'] / 1e9:,.1f} Gpx",
-            f"time: {hours:,.1f} hours; a step on {cost.images} images took {cost.seconds:.2f} s here, "
-            f"a process takes {share} images an iteration",
+            f"time: {hours:,.1f} hours, evaluations not counted; a step on {cost.images} images took "
+            f"{cost.seconds:.2f} s here, a process takes {share} images an iteration",
             f"memory: {memory / 1e9:.1f} GB a process for {together} images together, beside PyTorch and the data",
             f"checkpoints: {files} of {2 * cost.parameters / 1e9:.2f} GB",
         )
