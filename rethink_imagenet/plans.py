@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Execution:
 class Plan:
     "An experiment: one detector, several schedules; the defaults are the paper's (Sec. 4)"
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)  # to be trained
     schedules: tuple[float, ...] = (2, 3, 4, 5, 6)  # in multiples of 1x
     unit: int = 90_000  # iterations of 1x
     rate: float = 0.02  # learning rate for 16 images, scaled linearly with the batch
@@ -62,7 +63,7 @@ class Plan:
     batch: int = 16  # images an iteration, over all processes
     short: tuple[int, int] = (800, 800)  # the shorter side in training is drawn from this range
     long: int = 1333  # largest length of the longer side
-    seed: int = 0
+    seed: int = 0  # of everything random
     evaluations: int = 12  # along the longest run
     cascade_last: int = 0  # iterations at the end with a cascade, after others without; 0 for one and the same detector
     augmented: bool = False  # whether the final detector is tested with test-time augmentation as well
@@ -217,11 +218,12 @@ def measure_step(
     before = peak_memory(execution.device)
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
-    for pixels, targets in training_batches(samples, images * world_size(), 0, 2, execution.workers):
-        begun = _now(execution.device)
-        optimizer.zero_grad()
-        backward(model, pixels, targets, images * world_size())
-        optimizer.step()
+    with closing(training_batches(samples, images * world_size(), 0, 2, execution.workers)) as batches:
+        for pixels, targets in batches:
+            begun = _now(execution.device)
+            optimizer.zero_grad()
+            backward(model, pixels, targets, images * world_size())
+            optimizer.step()
     seconds = _now(execution.device) - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())
     memory = peak_memory(execution.device) - before

@@ -16,7 +16,7 @@ from .data import InputError
 class Schedule:
     "The learning rate of every iteration; defaults are Detectron's for 16 images a batch"
 
-    iterations: int
+    iterations: int  # in all
     drops: tuple[int, ...]  # the first iterations at a lowered rate
     rate: float = 0.02  # full learning rate
     factor: float = 0.1  # that each drop multiplies the rate with

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -325,7 +325,7 @@ class Interruption:
 class Pace:
     "How a run goes along"
 
-    schedule: Schedule
+    schedule: Schedule  # how many iterations, and the learning rate of each
     batch: int = 16  # images an iteration, over all processes
     at_once: int = 0  # images that a process looks at together; 0 for all of its share
     log_every: int = 20  # iterations
@@ -525,9 +525,8 @@ def train(
         if evaluate and state.iteration and pace.due(state.iteration, pace.evaluate_every):
             with interruption.impatient():
                 _evaluate(run, evaluate)
-        batches = training_batches(samples, pace.batch, state.iteration, total, workers)
-        mark = time.perf_counter()
-        with Progress(folder.name, total, state.iteration, pace.after) as progress:
+        batches, mark = training_batches(samples, pace.batch, state.iteration, total, workers), time.perf_counter()
+        with closing(batches), Progress(folder.name, total, state.iteration, pace.after) as progress:
             while state.iteration < total:
                 with together():
                     images, targets = next(batches)

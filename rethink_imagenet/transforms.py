@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -223,14 +223,19 @@ def _packed_batch(batch: list[Any]) -> list[Any]:
     return [_packed(sample) for sample in batch]
 
 
-def _batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
+def _batches(loader: DataLoader) -> Generator[tuple[list[Tensor], list[Target]]]:
     "Images and targets of each batch; raises the InputError that a worker met"
-    for batch in loader:
-        for sample in batch:
-            if isinstance(sample, InputError):
-                raise sample
-        images, targets = zip(*map(_unpacked, batch), strict=True)
-        yield list(images), list(targets)
+    iterator: Any = iter(loader)
+    try:
+        for batch in iterator:
+            for sample in batch:
+                if isinstance(sample, InputError):
+                    raise sample
+            images, targets = zip(*map(_unpacked, batch), strict=True)
+            yield list(images), list(targets)
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()  # at exit Python would send them SIGTERM, which they leave to others
 
 # %% ../nbs/02_transforms.ipynb #865d0da1
 @dataclass(frozen=True)
@@ -288,7 +293,7 @@ def training_batches(
     start: int,  # first iteration
     stop: int,  # iteration to stop before
     workers: int = 2,  # processes that decode and augment; 0 for none
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
+) -> Generator[tuple[list[Tensor], list[Target]]]:
     "This process's share of iterations start, ..., stop - 1. Raises InputError where an image does not open"
     positions: Any = _Positions(batch, start, stop, rank(), world_size())
     return _batches(_loader(samples, workers, batch_sampler=positions))
@@ -319,7 +324,7 @@ def evaluation_batches(
     samples: EvaluationSamples,  # the images
     batch: int = 1,  # images at a time
     workers: int = 2,  # processes that decode; 0 for none
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
+) -> Generator[tuple[list[Tensor], list[Target]]]:
     "All images in order. Raises InputError where one does not open"
     return _batches(_loader(samples, workers, batch_size=batch))
 

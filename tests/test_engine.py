@@ -152,8 +152,8 @@ def test_all_checkpoints_are_damaged(train: Callable[..., Done], tmp_path: Path)
         (tmp_path / "out" / name / "results.json").unlink()
     assert train("out", *family, "--only", "2", "--resume").returncode == 0
     assert differences(tmp_path / "out" / "2x", tmp_path / "undisturbed" / "2x") == []
-    (branch,) = checkpoints_of(tmp_path / "out" / "3x")
-    branch.write_bytes(b"rotten")
+    for checkpoint in checkpoints_of(tmp_path / "out" / "3x"):
+        checkpoint.write_bytes(b"rotten")
     for _ in range(2):
         refused = train("out", *family, "--resume")
         assert refused.returncode == 2 and "3x: all its checkpoints are damaged" in refused.stderr, refused.stderr
