@@ -17,7 +17,6 @@ import numpy as np
 from torch import nn
 
 from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
-from .backbones import Body
 from rethink_imagenet.checkpoints import (
     check_settings,
     checkpoints_of,
@@ -162,12 +161,12 @@ def run_schedule(
 
 # %% ../nbs/18_comparison.ipynb #5e1c0b01
 def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
-    "A new detector from the plan's seed, with a pre-trained body where there are weights. Raises InputError"
+    "A new detector from the plan's seed, pre-trained where there are weights. Raises InputError"
     seed_everything(plan.seed)
     model = build(plan.detector)
     with together():
         if weights:
-            load_weights(model.backbone.body, weights)
+            load_weights(model, weights)
         else:
             check_from_scratch(model)
     return model
@@ -322,7 +321,7 @@ def compare(
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     folder, sets = Path(folder), (train_set, val_set)
     with together():
-        cost = {"weights": str(weights), **load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)}
+        cost = {"weights": str(weights), **load_weights(build(plan.detector), weights)}
     runs = run_family(plan, folder, *sets, None, "scratch-", None, execution, plan.family.iterations)
     runs += run_family(plan, folder, *sets, weights, "pretrained-", None, execution)
     return from_first(_judged(plan, runs, folder, sets, cost, command, margin, tuning) if is_first() else None)
