@@ -102,7 +102,7 @@ def _about(plan: Plan, arm: str, weights: str, train_set: Dataset, val_set: Data
     the_same_everywhere("data set", data)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
-    data["keypoint_names"] = list(train_set.keypoint_names)
+    data |= {"keypoint_names": list(train_set.keypoint_names), "skeleton": [list(limb) for limb in train_set.skeleton]}
     spread = {"processes": world_size(), "at_once": at_once, "code": code_digest()}
     return {"arm": arm, "weights": weights} | data | json.loads(json.dumps(asdict(plan))) | spread
 
