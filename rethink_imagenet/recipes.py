@@ -58,7 +58,7 @@ DATA_SETS = {
     "coco-keypoints": DataSet(
         "COCO train2017, persons with keypoints",
         ("annotations/person_keypoints_train2017.json", "annotations/person_keypoints_val2017.json"),
-        57_000, 57_000, 150_000 / 57_000, 5_000,
+        56_599, 56_599, 149_813 / 56_599, 5_000,
     ),
     "coco-35k": replace(_COCO, title="the 35k of COCO train2017 that are in val2014", images=35_504, trainable=35_185,
                         subset=35_185),
