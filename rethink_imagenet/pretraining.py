@@ -275,7 +275,9 @@ def _parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def _heads_with_fc6_fc7(detector: Detector) -> list[BoxHead]:
-    "The box heads of a detector that have fully connected layers of VGG-16's size"
+    "The box heads of a VGG-16 detector that have fully connected layers of its size"
+    if not isinstance(detector.backbone.body, VGGBody):
+        return []
     with torch.device("meta"):
         wanted = [parameter.shape for parameter in _fc6_fc7().parameters()]
     heads = [module for module in detector.box_head.modules() if isinstance(module, BoxHead)]

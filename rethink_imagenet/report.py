@@ -99,7 +99,7 @@ def table_rows(
                 row |= {
                     f"{kind} {title}": f"{run[kind][key]:.1f}" for title, key in named if run[kind].get(key) is not None
                 }
-        if "voc" in run:
+        if run.get("voc", {}).get("map") is not None:
             row["VOC mAP"] = f"{run['voc']['map']:.1f}"
         row |= {"images seen": f"{run['images']:,}", "instances": f"{run['instances']:,}"}
         rows.append(row | {"Gpx": f"{run['pixels'] / 1e9:,.2f}", "seconds": f"{run['seconds']:,.0f}"})
