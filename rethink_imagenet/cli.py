@@ -736,12 +736,13 @@ def rethink_detect(
 
     rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
     """
-    config = load_detector(model)[1]
-    dataset, folder = read_image_files(images, config["categories"]), Path(out)
+    config, folder = load_detector(model)[1], Path(out)
+    categories = [category | {"skeleton": config["skeleton"]} for category in config["categories"]]
+    dataset = read_image_files(images, config["categories"])
     prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
     found = _detections(model, dataset, augmented, device_of(device), workers=0)
     write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-    names = write_pictures(dataset, found, config["categories"], folder / "pictures", score)
+    names = write_pictures(dataset, found, categories, folder / "pictures", score)
     drawn = sum(detection["score"] >= score for detection in found)
     print(f"{drawn} detections of score {score:g} or more in {len(names)} images: {folder / 'pictures'}")
 

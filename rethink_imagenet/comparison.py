@@ -17,7 +17,6 @@ import numpy as np
 from torch import nn
 
 from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
-from .backbones import Body
 from rethink_imagenet.checkpoints import (
     check_settings,
     circumstances,
@@ -112,7 +111,7 @@ def _about(plan: Plan, arm: str, weights: str, train_set: Dataset, val_set: Data
         the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
-    data["keypoint_names"] = list(train_set.keypoint_names)
+    data |= {"keypoint_names": list(train_set.keypoint_names), "skeleton": [list(limb) for limb in train_set.skeleton]}
     spread = {"processes": world_size(), "at_once": at_once, "code": code}
     return {"arm": arm, "weights": weights} | data | settings | spread
 
@@ -171,12 +170,12 @@ def run_schedule(
 
 # %% ../nbs/18_comparison.ipynb #5e1c0b01
 def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
-    "A new detector from the plan's seed, with a pre-trained body where there are weights. Raises InputError"
+    "A new detector from the plan's seed, pre-trained where there are weights. Raises InputError"
     seed_everything(plan.seed)
     model = build(plan.detector)
     with together():
         if weights:
-            load_weights(model.backbone.body, weights)
+            load_weights(model, weights)
         else:
             check_from_scratch(model)
     return model
@@ -367,7 +366,7 @@ def compare(
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     folder, sets = Path(folder), (train_set, val_set)
     with together():
-        cost = {"weights": str(weights), **load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)}
+        cost = {"weights": str(weights), **load_weights(build(plan.detector), weights)}
     runs = run_family(plan, folder, *sets, None, "scratch-", None, execution, plan.family.iterations)
     runs += run_family(plan, folder, *sets, weights, "pretrained-", None, execution)
     with together():

@@ -7,6 +7,7 @@ __all__ = ['Classifier', 'ClassificationSamples', 'pretrain', 'load_weights', 'p
 
 # %% ../nbs/16_pretraining.ipynb #8c1488cc
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,40 +25,56 @@ from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
 from .checkpoints import code_digest, load_state, read_tensors, write_atomically
+from .conventions import DETECTRON, Conventions
 from .data import InputError
+from .detectors import VGG16, Detector
+from .heads import BoxHead
 from .normalization import nearest
 from .processes import from_first, is_first, world_size
 from .schedules import Schedule
 from .training import Pace, seed_everything, train
-from .transforms import DETECTRON_MEAN, DETECTRON_STD, Target, batch_images
-from .vgg import VGGBody
+from .transforms import Target, batch_images
+from .vgg import VGGBackbone, VGGBody, body_named
+
+# %% ../nbs/16_pretraining.ipynb #0225700c
+def _fc6_fc7() -> nn.Sequential:
+    "The fully connected layers of VGG-16's box head"
+    head = BoxHead(1, VGGBackbone.channels, 1, VGG16.hidden, "none", VGG16.box_layers, VGG16.conventions)
+    return head.fcs
+
+
+def _usual_pixels(backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    "Mean and deviation of the pixels where no weights ask for others"
+    rules = VGG16.conventions if backbone == VGG16.backbone else DETECTRON
+    return rules.pixel_mean, rules.pixel_std
 
 # %% ../nbs/16_pretraining.ipynb #0225700d
 class Classifier(nn.Module):
-    "A body with a linear layer on the mean of its last feature map"
+    "A body with a linear layer on the mean of its last feature map, or with VGG-16's three"
 
     def __init__(
         self,
         num_classes: int,  # to tell apart
-        backbone: str = "resnet50",  # "resnet10_025" or a ResNet of timm
-        norm: str = "gn",  # "gn" or "bn"
-        pixel_mean: tuple[float, ...] = DETECTRON_MEAN,  # the same as the detector's
-        pixel_std: tuple[float, ...] = DETECTRON_STD,  # of red, green, blue, in 0..1
+        backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
+        norm: str = "gn",  # "gn" or "bn"; "none" for VGG-16
     ):
         super().__init__()
-        self.body = Body(backbone, norm)
-        self.fc = nn.Linear(self.body.channels[-1], num_classes)
+        self.body = body_named(backbone, norm)
+        self.fcs = _fc6_fc7() if isinstance(self.body, VGGBody) else nn.Identity()
+        self.fc = nn.Linear(VGG16.hidden if isinstance(self.body, VGGBody) else self.body.channels[-1], num_classes)
         xavier_fill(self.fc)
-        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.pixel_mean, self.pixel_std = _usual_pixels(backbone)
         self.to(memory_format=torch.channels_last)
 
     def logits(
         self,
-        images: list[Tensor],  # each [3, H, W], float in 0..1
+        images: list[Tensor],  # each [3, H, W], float in 0..1; for VGG-16 of 16 pixels or more
     ) -> Tensor:  # [B, num_classes]
         "Class scores"
-        batch = batch_images(images, self.pixel_mean, self.pixel_std, multiple=1)
-        return self.fc(self.body(batch)[-1].mean(dim=(2, 3)))
+        maps = self.body(batch_images(images, self.pixel_mean, self.pixel_std, multiple=1))
+        if isinstance(maps, list):
+            return self.fc(maps[-1].mean(dim=(2, 3)))
+        return self.fc(self.fcs(F.adaptive_max_pool2d(maps, 7).flatten(1)))
 
     def forward(
         self,
@@ -145,12 +162,18 @@ def _accuracy(model: Classifier, samples: ClassificationSamples) -> float:
         right += int((predicted == torch.stack([target["label"] for target in targets])).sum())
     return 100 * right / len(samples)
 
+
+def _without_last_layer(model: Classifier) -> dict[str, Tensor]:
+    "The tensors of the body under its own names, and fc6 and fc7 where there are any"
+    kept = model.body.state_dict() | {f"fcs.{name}": tensor for name, tensor in model.fcs.state_dict().items()}
+    return {name: tensor.contiguous().cpu() for name, tensor in kept.items()}
+
 # %% ../nbs/16_pretraining.ipynb #cb1a35b0
 def pretrain(
     data: str | Path,  # a folder with one sub-folder of images for each class
     folder: Path,  # of the run; an unfinished run in it is continued
-    backbone: str = "resnet50",  # "resnet10_025" or a ResNet of timm
-    norm: str = "gn",  # "gn" or "bn"
+    backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
+    norm: str = "gn",  # "gn" or "bn"; "none" for VGG-16
     epochs: float = 100,  # passes over the images
     batch: int = 256,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled with the batch
@@ -177,10 +200,10 @@ def pretrain(
         "top1": log[-1]["evaluation"]["top1"],
         "classes": len(samples.classes),
     }
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.body.state_dict().items()}
     path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
+    metadata["pixels"] = json.dumps([model.pixel_mean, model.pixel_std])
     if is_first():
-        content = save(tensors, metadata)
+        content = save(_without_last_layer(model), metadata)
         write_atomically(path, lambda partial: partial.write_bytes(content))
         text = json.dumps(about | cost, indent=1)
         write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
@@ -188,20 +211,30 @@ def pretrain(
     return path
 
 # %% ../nbs/16_pretraining.ipynb #51d73923
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    "Tensors and metadata of a safetensors file, or the state dict in a file of torch.save. Raises InputError"
+def _of_safetensors(path: Path, read: Callable[[Any], Any]) -> Any:
+    "What `read` takes from a safetensors file. Raises InputError"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return read(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    "What a file says of its weights: nothing, if it is not of ours"
+    return _of_safetensors(path, lambda file: file.metadata() or {}) if path.suffix == ".safetensors" else {}
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    "Tensors of a safetensors file, or the state dict in a file of torch.save. Raises InputError"
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a safetensors file ({error})") from None
+        return _of_safetensors(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     content = read_tensors(path)
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content.get(key), dict) else content
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}, {}
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _is_file(source: str | Path) -> bool:
@@ -212,7 +245,8 @@ def _is_file(source: str | Path) -> bool:
 def _check_tag(tag: str) -> None:
     "Raises InputError if timm has no pre-trained model of that name"
     if tag not in timm.list_pretrained() and not ("." not in tag and timm.is_model_pretrained(tag)):
-        raise nearest(tag, timm.list_pretrained("resne*"), "file of weights or pre-trained model of timm")
+        known = timm.list_pretrained(["resne*", "vgg16*"])
+        raise nearest(tag, known, "file of weights or pre-trained model of timm")
 
 
 def _timm_weights(tag: str) -> dict[str, Tensor]:
@@ -223,31 +257,68 @@ def _timm_weights(tag: str) -> dict[str, Tensor]:
     except Exception as error:  # whatever the hub client raises when there is no network
         raise InputError(f"weights {tag}: could not be downloaded ({type(error).__name__}: {error})") from None
 
+# %% ../nbs/16_pretraining.ipynb #51d73924
+_LAST = ("fc", "head")  # the layer of a classifier that is left over
+_HIDDEN = {"pre_logits.fc1": "fcs.0", "pre_logits.fc2": "fcs.2"}  # fc6 and fc7 in timm's VGG-16, and in a box head
+
+
+def _parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    "The tensors of the body, and those of fc6 and fc7 as linear layers under the names of a box head"
+    body, hidden = {}, {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        if layer in _HIDDEN or name.startswith("fcs."):
+            hidden[f"{_HIDDEN.get(layer, layer)}.{kind}"] = tensor.flatten(1) if kind == "weight" else tensor
+        elif name.partition(".")[0] not in _LAST:
+            body[name] = tensor
+    return body, hidden
+
+
+def _heads_with_fc6_fc7(detector: Detector) -> list[BoxHead]:
+    "The box heads of a VGG-16 detector that have fully connected layers of its size"
+    if not isinstance(detector.backbone.body, VGGBody):
+        return []
+    with torch.device("meta"):
+        wanted = [parameter.shape for parameter in _fc6_fc7().parameters()]
+    heads = [module for module in detector.box_head.modules() if isinstance(module, BoxHead)]
+    return [head for head in heads if [parameter.shape for parameter in head.fcs.parameters()] == wanted]
+
+
+def _check_pixels(rules: Conventions, source: Path) -> None:
+    "Raises InputError if a detector sees other pixels than those that a file says its weights were trained with"
+    told = json.loads(_metadata(source).get("pixels", "null"))
+    if told and told != [list(rules.pixel_mean), list(rules.pixel_std)]:
+        raise InputError(
+            f"{source}: trained with pixels of mean and deviation {told}, but the detector normalizes them by "
+            f"{[list(rules.pixel_mean), list(rules.pixel_std)]}; take `pixel_statistics` of the file"
+        )
+
 # %% ../nbs/16_pretraining.ipynb #52dbc508
-_CLASSIFIER = ("fc", "pre_logits", "head")  # what timm's networks have beyond the body
-
-
 def load_weights(
-    body: Body | VGGBody,  # of a detector
+    model: Detector | Body | VGGBody,  # a detector, or the body of one alone
     source: str | Path,  # a safetensors file, a file of torch.save, or a tag of timm such as resnet50_gn.a1h_in1k
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
-    "Give a body pre-trained weights, which must fit exactly. Raises InputError"
-    path = Path(source)
-    if _is_file(source):
-        state, metadata = _read_weights(path)
-    else:
-        state, metadata = _timm_weights(str(source)), {}
-    state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in _CLASSIFIER}
-    load_state(body, state, path)
-    return json.loads(metadata.get("cost", "{}"))
+    "Give a body, and fc6 and fc7 of VGG-16, pre-trained weights, which must fit exactly. Raises InputError"
+    path, is_file = Path(source), _is_file(source)
+    state, hidden = _parts(_read_weights(path) if is_file else _timm_weights(str(source)))
+    load_state(model.backbone.body if isinstance(model, Detector) else model, state, path)
+    if isinstance(model, Detector):
+        _check_pixels(model.config.conventions, path)
+        for head in _heads_with_fc6_fc7(model):
+            load_state(nn.ModuleDict({"fcs": head.fcs}), hidden, path)
+    return json.loads(_metadata(path).get("cost", "{}")) if is_file else {}
 
 
 def pixel_statistics(
     source: str | Path | None,  # as for `load_weights`, or None for random weights
+    backbone: str = "",  # that is used where the weights do not tell
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:  # mean and deviation of red, green, blue, in 0..1
-    "The normalization of pixels that weights were trained with: timm's for its models, Detectron's for all others"
-    if not source or _is_file(source):
-        return DETECTRON_MEAN, DETECTRON_STD
+    "The normalization of pixels that weights were trained with: as a file says, timm's for its models, or the usual"
+    if not source:
+        return _usual_pixels(backbone)
+    if _is_file(source):
+        told = json.loads(_metadata(Path(source)).get("pixels", "null"))
+        return (tuple(told[0]), tuple(told[1])) if told else _usual_pixels(backbone)
     _check_tag(str(source))
     config: Any = timm.get_pretrained_cfg(str(source))
     return tuple(config.mean), tuple(config.std)

@@ -147,6 +147,9 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has no valid "id"'),
     "bbox is endless": (lambda c: first(c, "annotations", bbox=[10**400, 1, 2, 3]), "not four numbers"),
     "image is endless": (lambda c: first(c, "images", width=10**6, height=10**6), "is not from 1 to"),
+    "skeleton counts from 0": (
+        lambda c: next(k for k in c["categories"] if k.get("keypoints")).update(skeleton=[[0, 1]]), "from 1 to 4"
+    ),
     "keypoints are a number": (lambda c: first(c, "annotations", keypoints=5), "its keypoints are not"),
     "file name is endless": (lambda c: first(c, "images", file_name="x" * 5000), "is missing"),
     "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
