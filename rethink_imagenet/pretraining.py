@@ -6,8 +6,10 @@
 __all__ = ['Classifier', 'ClassificationSamples', 'pretrain', 'load_weights', 'pixel_statistics']
 
 # %% ../nbs/16_pretraining.ipynb #8c1488cc
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
@@ -30,10 +33,17 @@ from .data import InputError
 from .detectors import VGG16, Detector
 from .heads import BoxHead
 from .normalization import nearest
-from .processes import from_first, is_first, world_size
+from rethink_imagenet.processes import (
+    is_first,
+    rank,
+    sum_over_processes,
+    the_same_everywhere,
+    together,
+    world_size,
+)
 from .schedules import Schedule
 from .training import Pace, seed_everything, train
-from .transforms import Target, batch_images
+from .transforms import Target, batch_images, evaluation_batches
 from .vgg import VGGBackbone, VGGBody, body_named
 
 # %% ../nbs/16_pretraining.ipynb #0225700c
@@ -130,6 +140,12 @@ class ClassificationSamples(TorchDataset):
             raise InputError(f"{data}: takes two classes of ten images or more to pre-train")
         self.side = side
 
+    @property
+    def fingerprint(self) -> str:
+        "16 hexadecimal digits that tell folders with other files apart; what is in the files is not read"
+        names = "\n".join(f"{Path(path).name} {label}" for path, label in self.files)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -148,19 +164,16 @@ class ClassificationSamples(TorchDataset):
 
 # %% ../nbs/16_pretraining.ipynb #cdf52a80
 @torch.no_grad()
-def _accuracy(model: Classifier, samples: ClassificationSamples) -> float:
-    "Percent of the held back images that are classified right"
-    right, device = 0, next(model.parameters()).device
+def _accuracy(model: Classifier, samples: ClassificationSamples, workers: int) -> float:
+    "Percent of the held back images that are classified right; all processes share them"
+    mine = Subset(samples, range(rank(), len(samples), world_size()))
+    right, device = torch.zeros((), dtype=torch.float64), next(model.parameters()).device
     model.eval()
-    for start in range(0, len(samples), 64):
-        chunk = [samples[i] for i in range(start, min(start + 64, len(samples)))]
-        for item in chunk:
-            if isinstance(item, InputError):
-                raise item
-        images, targets = zip(*chunk, strict=True)
-        predicted = model.logits([image.to(device) for image in images]).argmax(dim=1).cpu()
-        right += int((predicted == torch.stack([target["label"] for target in targets])).sum())
-    return 100 * right / len(samples)
+    with together(), closing(evaluation_batches(mine, 64, workers)) as batches:
+        for images, targets in batches:
+            predicted = model.logits([image.to(device) for image in images]).argmax(dim=1).cpu()
+            right += (predicted == torch.stack([target["label"] for target in targets])).sum()
+    return 100 * sum_over_processes(right).item() / len(samples)
 
 
 def _without_last_layer(model: Classifier) -> dict[str, Tensor]:
@@ -181,6 +194,7 @@ def pretrain(
     seed: int = 0,  # of everything random
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
+    accept: Sequence[str] = (),  # settings that may have changed since the run was interrupted
 ) -> Path:  # weights.safetensors in the folder
     "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"
     samples = ClassificationSamples(data, side, seed)
@@ -191,8 +205,13 @@ def pretrain(
     pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = {"backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "side": side, "seed": seed}
-    about |= {"rate": rate, "processes": world_size(), "code": code_digest()}
-    log = train(model, samples, pace, folder, lambda _: {"top1": _accuracy(model, held_back)}, about, workers)
+    about |= {"rate": rate, "data": samples.fingerprint, "processes": world_size(), "code": code_digest()}
+    the_same_everywhere("folder, setting or version of this library", about)
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        return {"top1": _accuracy(model, held_back, workers)}
+
+    log = train(model, samples, pace, folder, evaluate, about, workers, accept)
     cost = {
         "images": iterations * batch,
         "pixels": iterations * batch * side**2,
@@ -202,12 +221,11 @@ def pretrain(
     }
     path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
     metadata["pixels"] = json.dumps([model.pixel_mean, model.pixel_std])
-    if is_first():
-        content = save(_without_last_layer(model), metadata)
-        write_atomically(path, lambda partial: partial.write_bytes(content))
-        text = json.dumps(about | cost, indent=1)
-        write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
-    from_first(None)  # nobody reads the weights before they are there
+    content, text = save(_without_last_layer(model), metadata), json.dumps(about | cost, indent=1)
+    with together():  # nobody reads the weights before they are there
+        if is_first():
+            write_atomically(path, lambda partial: partial.write_bytes(content))
+            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
     return path
 
 # %% ../nbs/16_pretraining.ipynb #51d73923

@@ -321,7 +321,7 @@ class EvaluationSamples(TorchDataset):
 
 
 def evaluation_batches(
-    samples: EvaluationSamples,  # the images
+    samples: TorchDataset,  # the images
     batch: int = 1,  # images at a time
     workers: int = 2,  # processes that decode; 0 for none
 ) -> Generator[tuple[list[Tensor], list[Target]]]:
