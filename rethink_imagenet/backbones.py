@@ -174,17 +174,14 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        name: str = "resnet50",  # of `body_names`
-        norm: str = "gn",  # of `NORMS`
+        body: Body,  # whose maps the pyramid is built of
         channels: int = 256,  # of all maps of the pyramid
-        fpn_norm: str | None = None,  # of the FPN, of `NORMS`; None for the body's
-        fill: str = "xavier",  # initializer of the body's convolutions: "xavier" or "msra"
-        stride_in_1x1: bool = False,  # whether a bottleneck halves the map in its first 1x1 convolution
+        norm: str = "gn",  # of the FPN, of `NORMS`
     ):
         super().__init__()
         self.channels = channels
-        self.body = Body(name, norm, fill, stride_in_1x1)
-        self.fpn = FPN(self.body.channels, channels, fpn_norm or norm)
+        self.body = body
+        self.fpn = FPN(body.channels, channels, norm)
 
     def forward(
         self,

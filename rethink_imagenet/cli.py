@@ -9,12 +9,16 @@ __all__ = ['PLANS', 'parser_of', 'console', 'one_line_faults', 'in_job', 'prepar
 
 # %% ../nbs/20_cli.ipynb #5220e57e
 import argparse
+import errno
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import wraps
 from inspect import cleandoc, signature
@@ -28,7 +32,7 @@ from fastcore.script import Param, anno_parser
 from . import plans
 from .augmented_testing import DETECTRON_PASSES, AugmentedDetector, WholeSamples
 from .backbones import Body
-from .checkpoints import RunStopped, check_settings, claimed, write_atomically
+from .checkpoints import check_settings, claimed, write_atomically
 from .comparison import compare, load_detector, run_family
 from rethink_imagenet.data import (
     Dataset,
@@ -59,7 +63,7 @@ from .normalization import nearest
 from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
-from .processes import SharedFault, from_first, is_first, say, together
+from .processes import RunStopped, SharedFault, from_first, is_first, say, together
 from rethink_imagenet.recipes import (
     RECIPES,
     Recipe,
@@ -75,6 +79,7 @@ from rethink_imagenet.recipes import (
 )
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
+from .training import Interruption
 from .transforms import EvaluationSamples
 from .tuning import read_grid, tune
 
@@ -127,6 +132,9 @@ def console(
     return command
 
 # %% ../nbs/20_cli.ipynb #8f9d438d
+_OF_THE_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
+
+
 def one_line_faults(
     command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
@@ -135,12 +143,23 @@ def one_line_faults(
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with Interruption():
+                command(*args, **kwargs)
+                sys.stdout.flush()
         except (InputError, RunStopped) as fault:
             known_to_all = isinstance(fault, SharedFault | RunStopped) and not isinstance(fault, LostProcess)
             if speaks() or not known_to_all:
                 print(f"{command.__name__}: {' '.join(str(fault).split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+            sys.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend the folder, and start again"
+            print(f"{command.__name__}: {told}", file=sys.stderr, flush=True)
+            sys.exit(1)
 
     return guarded
 
@@ -148,14 +167,14 @@ def one_line_faults(
 def in_job(
     command: Callable[..., None],  # with the arguments `device` and `timeout`
 ) -> Callable[..., None]:
-    "Let a command take part in the job that torchrun started, if it did"
+    "Let a command take part in the job that torchrun started, if it did; its faults are told while the job lasts"
 
     @wraps(command)
     def inside(*args: Any, **kwargs: Any) -> None:
         given = signature(command).bind(*args, **kwargs)
         given.apply_defaults()
         with joined(device_of(given.arguments["device"]), given.arguments["timeout"]):
-            command(*args, **kwargs)
+            one_line_faults(command)(*args, **kwargs)
 
     return inside
 
@@ -167,6 +186,20 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("made_by") == "rethink_imagenet" else None
+
+
+def _remove(folder: Path, inputs: Sequence[str]) -> None:
+    "Remove a folder that nobody works in or needs. Raises InputError"
+    for path in filter(None, inputs):
+        if Path(path).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path}: lies in {folder}, which --overwrite would remove; name another with --out")
+    aside = folder.with_name(folder.name + ".removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    with ExitStack() as claims:
+        for checkpoints in folder.rglob("checkpoints"):
+            claims.enter_context(claimed(checkpoints.parent))
+        folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def prepare_folder(
@@ -184,17 +217,9 @@ def prepare_folder(
         raise InputError(f"{folder}: is not a folder; name another with --out")
     if resume and overwrite:
         raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
         if overwrite and theirs:
-            for path in filter(None, inputs):
-                if Path(path).resolve().is_relative_to(folder.resolve()):
-                    raise InputError(
-                        f"{path}: lies in {folder}, which --overwrite would remove; name another with --out"
-                    )
-            for run in folder.glob("*/checkpoints"):
-                with claimed(run.parent):
-                    pass
-            shutil.rmtree(folder)
+            _remove(folder, inputs)
         elif not resume or not theirs:
             hint = "--resume to go on, --overwrite to begin anew" if theirs else "name another with --out"
             raise InputError(f"{folder}: is not empty; {hint}")
@@ -249,6 +274,8 @@ def plan_of(
     plan = replace(plan, detector=detector, schedules=ladder, short=short, **changed)
     if plan.schedule(min(ladder)).iterations < 1:
         raise InputError(f"{min(ladder):g}x of {plan.unit} iterations is no iteration; give a larger --unit")
+    if len({plan.schedule(n).iterations for n in ladder}) < len(ladder):
+        raise InputError(f"--schedules {schedules}: two of them have the same length in iterations")
     return plan
 
 
@@ -321,7 +348,7 @@ def _pretrained(
     say(f"pre-training {plan.detector.backbone} on {source}")
     backbone, norm = plan.detector.backbone, plan.detector.norm
     pretrain(source, folder / name, backbone, norm, epochs, 64, side=side, seed=plan.seed,
-             device=execution.device, workers=execution.workers)  # fmt: skip
+             device=execution.device, workers=execution.workers, accept=execution.accept)  # fmt: skip
     return str(weights)
 
 # %% ../nbs/20_cli.ipynb #19c20a02
@@ -496,7 +523,7 @@ def rethink_compare(
         plan = plan_of(size, classes, masks, weights, schedules, backbone, norm, bits,
                        unit=unit, batch=batch, rate=rate, short=short, long=long, seed=seed)  # fmt: skip
         if weights:
-            load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)
+            load_weights(build(plan.detector), weights)
         if crops:
             ClassificationSamples(crops, side)
         config = {
@@ -619,7 +646,7 @@ def rethink_train(
         if only and only not in plan.schedules:
             raise InputError(f"--only {only:g}: is not one of --schedule {schedule}")
         if weights and not dry_run:
-            load_weights(build(plan.detector).backbone.body, weights)
+            load_weights(build(plan.detector), weights)
         config = {
             "data": [data, train, val, images, subset],
             "pretraining": [weights],
@@ -781,12 +808,13 @@ def rethink_detect(
 
     rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
     """
-    config = load_detector(model)[1]
-    dataset, folder = read_image_files(images, config["categories"]), Path(out)
+    config, folder = load_detector(model)[1], Path(out)
+    categories = [category | {"skeleton": config["skeleton"]} for category in config["categories"]]
+    dataset = read_image_files(images, config["categories"])
     prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
     found = _detections(model, dataset, augmented, device_of(device), workers=0)
     write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-    names = write_pictures(dataset, found, config["categories"], folder / "pictures", score)
+    names = write_pictures(dataset, found, categories, folder / "pictures", score)
     drawn = sum(detection["score"] >= score for detection in found)
     print(f"{drawn} detections of score {score:g} or more in {len(names)} images: {folder / 'pictures'}")
 

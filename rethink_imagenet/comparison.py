@@ -17,12 +17,10 @@ import numpy as np
 from torch import nn
 
 from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
-from .backbones import Body
 from rethink_imagenet.checkpoints import (
     check_settings,
-    checkpoints_of,
     circumstances,
-    claimed,
+    claimed_together,
     code_digest,
     load_state,
     newest_checkpoint,
@@ -58,64 +56,89 @@ def _in_order(parts: list[tuple[list[int], list[dict[str, Any]]]], image_ids: li
     return sorted(found, key=lambda detection: place[detection["image_id"]])
 
 
+def _mine(val: Dataset) -> Dataset:
+    "The images that this process detects in"
+    return select(val, np.arange(len(val))[rank() :: world_size()])
+
+
 def _evaluator(plan: Plan, val: Dataset, folder: Path, workers: int) -> Callable[[nn.Module], dict[str, Any]]:
     "A function that evaluates a detector and leaves its detections in the folder"
     sizes = {resized_size(height, width, plan.short[1], plan.long) for height, width in val.sizes.tolist()}
     batch = 8 if len(sizes) == 1 else 1  # padding would enter the statistics of GN
-    mine = select(val, np.arange(len(val))[rank() :: world_size()])
-    samples = EvaluationSamples(mine, plan.short[1], plan.long)
+    samples = EvaluationSamples(_mine(val), plan.short[1], plan.long)
 
     def evaluate_now(model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, Detector)
-        found = predict(model, samples, batch=batch, workers=workers)
-        return _figures(plan, val, mine, found, folder / "detections.json")
+        with together():
+            found = predict(model, samples, batch=batch, workers=workers)
+        return _figures(plan, val, found, folder / "detections.json")
 
     return evaluate_now
 
 
-def _figures(plan: Plan, val: Dataset, mine: Dataset, found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+def _figures(plan: Plan, val: Dataset, found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     "The figures of what all processes have found, each in its images; their detections go into a file"
-    parts, figures = gather((mine.image_ids.tolist(), found)), None
-    if is_first():
-        every = _in_order(parts, val.image_ids.tolist())
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(every)))
-        figures = evaluate(val, every, plan.detector.masks, plan.detector.keypoints > 0)
+    parts, figures = gather((_mine(val).image_ids.tolist(), found)), None
+    with together():
+        if is_first():
+            every = _in_order(parts, val.image_ids.tolist())
+            write_atomically(path, lambda partial: partial.write_text(json.dumps(every)))
+            figures = evaluate(val, every, plan.detector.masks, plan.detector.keypoints > 0)
     return from_first(figures)
 
 
 def _evaluate_augmented(plan: Plan, model: Detector, val: Dataset, folder: Path, workers: int) -> dict[str, Any]:
     "The figures with test-time augmentation, in Detectron's passes around the scale of the plan"
-    mine = select(val, np.arange(len(val))[rank() :: world_size()])
     augmented = AugmentedDetector(model.eval(), passes_at(plan.short[1], plan.long), val.keypoint_names)
-    found = predict(augmented, WholeSamples(mine), workers=workers)
-    return _figures(plan, val, mine, found, folder / "detections_augmented.json")
+    with together():
+        found = predict(augmented, WholeSamples(_mine(val)), workers=workers)
+    return _figures(plan, val, found, folder / "detections_augmented.json")
 
 # %% ../nbs/18_comparison.ipynb #696d6c65
 def _save_json(path: Path, content: dict[str, Any]) -> None:
-    "Write a json that is either whole or not there"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+    "Write a json that is either whole or not there, by the first process"
+    with together():
+        if is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
 
 def _about(plan: Plan, arm: str, weights: str, train_set: Dataset, val_set: Dataset, at_once: int) -> dict[str, Any]:
     "What a run is: all that its result depends on but the schedule, in which branches of one trunk differ"
     data: dict[str, Any] = {"train": fingerprint(train_set), "val": fingerprint(val_set)}
-    the_same_everywhere("data set", data)
+    settings, code = json.loads(json.dumps(asdict(plan))), code_digest()
+    for what, value in (("data set", data), ("version of this library", code), ("plan", settings)):
+        the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
-    data["keypoint_names"] = list(train_set.keypoint_names)
-    spread = {"processes": world_size(), "at_once": at_once, "code": code_digest()}
-    return {"arm": arm, "weights": weights} | data | json.loads(json.dumps(asdict(plan))) | spread
+    data |= {"keypoint_names": list(train_set.keypoint_names), "skeleton": [list(limb) for limb in train_set.skeleton]}
+    spread = {"processes": world_size(), "at_once": at_once, "code": code}
+    return {"arm": arm, "weights": weights} | data | settings | spread
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    "A json that a run has written, None where there is none. Raises InputError"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}); remove it, and it will be written anew") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is damaged; remove it, and it will be written anew")
+    return content
 
 
 def _begin(folder: Path, about: dict[str, Any], accept: tuple[str, ...]) -> dict[str, Any] | None:
     "Write config.json, or check the one that is there; the results if the run is finished"
-    known, finished = folder / "config.json", folder / "results.json"
-    with claimed(folder):
-        if known.is_file():
-            check_settings(json.loads(known.read_text()), about, known, accept)
-        _save_json(known, about)
-    return json.loads(finished.read_text()) if finished.is_file() else None
+    finished = None
+    with together():
+        if is_first():
+            known = _read_json(folder / "config.json")
+            check_settings(about if known is None else known, about, folder / "config.json", accept)
+            finished = _read_json(folder / "results.json")
+    _save_json(folder / "config.json", about)
+    return from_first(finished)
 
 # %% ../nbs/18_comparison.ipynb #ee0b3c77
 def run_schedule(
@@ -131,43 +154,28 @@ def run_schedule(
 ) -> dict[str, Any]:  # what results.json holds
     "Train and evaluate one arm on one schedule, or take up what is in the folder. Raises InputError or a RunStopped"
     arm, pace, sets = "pretrained" if weights else "scratch", plan.pace(n, execution, after), (train_set, val_set)
+    the_same_everywhere("kind of device", execution.device.partition(":")[0])
     about = _about(plan, arm, str(weights or ""), train_set, val_set, execution.at_once)
-    with together():
-        finished = _begin(folder, about | {"schedule": n}, execution.accept) if is_first() else None
-    if finished := from_first(finished):
-        return finished
-    if from_first(not checkpoints_of(folder)):
-        if plan.cascade_last:
-            _switch(plan, pace, folder, sets, weights, trunk, execution, about)
-        elif trunk is not None:
-            with together():
-                if is_first():
-                    branch_off(trunk, pace.schedule.drops[0], folder)
-    model, log = _trained(plan, pace, folder, sets, weights, execution, about)
-    curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
-    losses = [[line["iteration"], sum(line["losses"].values())] for line in log if line.get("losses")]
-    seen, keypoints = plan.batch * pace.schedule.iterations, plan.detector.keypoints > 0
-    results = {"arm": arm, "schedule": n, "iterations": pace.schedule.iterations}
-    results |= samples_seen(train_set, seen, plan.short, plan.long, keypoints)
-    results |= {"seconds": round(log[-1]["seconds"], 1), "seed": plan.seed}
-    results |= {key: value for key, value in curve[-1].items() if key != "iteration"} | {
-        "curve": curve,
-        "losses": losses,
-    }
-    if plan.augmented:
-        results["augmented"] = _evaluate_augmented(plan, model, val_set, folder, execution.workers)
-    if is_first():
+    with claimed_together(folder):
+        if finished := _begin(folder, about | {"schedule": n}, execution.accept):
+            return finished
+        if plan.cascade_last or trunk is not None:
+            _go_on_from(trunk, plan, pace, folder, sets, weights, execution, about)
+        model, log = _trained(plan, pace, folder, sets, weights, execution, about)
+        results = _results(plan, n, arm, train_set, log)
+        if plan.augmented:
+            results["augmented"] = _evaluate_augmented(plan, model, val_set, folder, execution.workers)
         _save_json(folder / "results.json", results)
     return results
 
 # %% ../nbs/18_comparison.ipynb #5e1c0b01
 def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
-    "A new detector from the plan's seed, with a pre-trained body where there are weights. Raises InputError"
+    "A new detector from the plan's seed, pre-trained where there are weights. Raises InputError"
     seed_everything(plan.seed)
     model = build(plan.detector)
     with together():
         if weights:
-            load_weights(model.backbone.body, weights)
+            load_weights(model, weights)
         else:
             check_from_scratch(model)
     return model
@@ -185,6 +193,31 @@ def _trained(
     return model, train(model, samples, pace, folder, evaluate_now, about, execution.workers, execution.accept)
 
 
+def _go_on_from(
+    trunk: Path | None, plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset],
+    weights: str | Path | None, execution: Execution, about: dict[str, Any],
+) -> None:  # fmt: skip
+    "Give a run its beginning, unless it has one: the trunk's, or that of a run without a cascade"
+    with together():
+        begun = is_first() and _has_begun(folder)
+    if from_first(begun):
+        return
+    if plan.cascade_last:
+        _switch(plan, pace, folder, sets, weights, trunk, execution, about)
+    elif trunk is not None:
+        with together():
+            if is_first():
+                branch_off(trunk, pace.schedule.drops[0], folder)
+
+
+def _has_begun(folder: Path) -> bool:
+    "Whether a run has a good checkpoint"
+    try:
+        return newest_checkpoint(folder, mend=True) is not None
+    except InputError:  # all are damaged, but it can begin again where it did
+        return False
+
+
 def _switch(
     plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset], weights: str | Path | None,
     trunk: Path | None, execution: Execution, about: dict[str, Any],
@@ -193,15 +226,26 @@ def _switch(
     plain, before = plan.before_switch, trunk or folder / "before-switch"
     was = about | json.loads(json.dumps(asdict(plain)))
     if trunk is None:
-        with together():
-            if is_first():
-                _begin(before, was | {"schedule": plan.schedules[0]}, execution.accept)
-        schedule = replace(pace.schedule, iterations=plan.switch_point)
-        until = replace(pace, schedule=schedule, after=pace.after + plan.cascade_last)
-        _trained(plain, until, before, sets, weights, execution, was)
+        with claimed_together(before):
+            _begin(before, was | {"schedule": plan.schedules[0]}, execution.accept)
+            schedule = replace(pace.schedule, iterations=plan.switch_point)
+            until = replace(pace, schedule=schedule, after=pace.after + plan.cascade_last)
+            _trained(plain, until, before, sets, weights, execution, was)
     with together():
         if is_first():
             switch_over(before, plan, folder, was, about, execution.accept)
+
+
+def _results(plan: Plan, n: float, arm: str, train_set: Dataset, log: list[dict[str, Any]]) -> dict[str, Any]:
+    "What a run has come to, from its log"
+    curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
+    losses = [[line["iteration"], sum(line["losses"].values())] for line in log if line.get("losses")]
+    iterations, keypoints = plan.schedule(n).iterations, plan.detector.keypoints > 0
+    results = {"arm": arm, "schedule": n, "iterations": iterations}
+    results |= samples_seen(train_set, plan.batch * iterations, plan.short, plan.long, keypoints)
+    results |= {"seconds": round(log[-1]["seconds"], 1), "seed": plan.seed}
+    results |= {key: value for key, value in curve[-1].items() if key != "iteration"}
+    return results | {"curve": curve, "losses": losses}
 
 # %% ../nbs/18_comparison.ipynb #9be699f0
 def load_detector(
@@ -322,20 +366,23 @@ def compare(
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     folder, sets = Path(folder), (train_set, val_set)
     with together():
-        cost = {"weights": str(weights), **load_weights(Body(plan.detector.backbone, plan.detector.norm), weights)}
+        cost = {"weights": str(weights), **load_weights(build(plan.detector), weights)}
     runs = run_family(plan, folder, *sets, None, "scratch-", None, execution, plan.family.iterations)
     runs += run_family(plan, folder, *sets, weights, "pretrained-", None, execution)
-    return from_first(_judged(plan, runs, folder, sets, cost, command, margin, tuning) if is_first() else None)
+    with together():
+        results = _judged(plan, runs, sets, folder, cost, command, margin, tuning) if is_first() else {}
+    _save_json(folder / "results.json", results)
+    return from_first(results)
 
 
 def _judged(
-    plan: Plan, runs: list[dict[str, Any]], folder: Path, sets: tuple[Dataset, Dataset], cost: dict[str, Any],
+    plan: Plan, runs: list[dict[str, Any]], sets: tuple[Dataset, Dataset], folder: Path, cost: dict[str, Any],
     command: str, margin: float, tuning: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    "What all runs show, written to results.json"
+    "What all runs show"
     (train_set, val_set), kinds = sets, [kind for kind in ("box", "mask", "keypoint") if kind in runs[0]]
     differences = {kind: difference_of(runs, folder, val_set, kind) for kind in kinds}
-    results = {
+    return {
         "runs": sorted(runs, key=lambda run: (run["arm"] != "scratch", run["schedule"])),
         "verdict": judge(runs, differences["box"], cost, margin),
         "differences": {kind: asdict(difference) for kind, difference in differences.items()},
@@ -346,5 +393,3 @@ def _judged(
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest(), **circumstances()},
         "command": command,
     } | ({"tuning": tuning} if tuning else {})
-    _save_json(folder / "results.json", results)
-    return results

@@ -130,6 +130,7 @@ class Dataset:
     polygons: Polygons | None  # of the N objects, where the data set has masks
     keypoints: np.ndarray | None  # [N, K, 3] float32, x, y, visibility 0..2
     keypoint_names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]  # limbs to draw: pairs of keypoints, counted from 1
     left_out: dict[str, int]  # how many records were left out, by reason
 
     def __len__(self) -> int:
@@ -360,8 +361,8 @@ def _read_keypoints(records: list[Any], names: tuple[str, ...], name: Callable[[
     return keypoints
 
 # %% ../nbs/01_data.ipynb #986df677
-def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
-    "Category ids in rising order, their names, and the names of the keypoints"
+def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    "Category ids in rising order, and their names"
 
     def name(i: int) -> str:
         return f"{source}: category number {i}"
@@ -372,15 +373,22 @@ def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...],
     _check_unique(ids, name)
     names = _column(records, "name", str, name)
     order = np.argsort(ids).tolist()
-    keypoints: Any = next((record["keypoints"] for record in records if record.get("keypoints")), [])
-    if (
-        not isinstance(keypoints, list)
-        or not all(isinstance(k, str) for k in keypoints)
-        or len(set(keypoints)) < len(keypoints)
-    ):
+    return tuple(ids[order].tolist()), tuple(names[i] for i in order)
+
+
+def _read_skeleton(records: list[Any], source: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    "The names of the keypoints, and the limbs, of the category that has them"
+    record: dict[str, Any] = next((record for record in records if record.get("keypoints")), {})
+    names, limbs = record.get("keypoints", []), record.get("skeleton") or []
+    if not isinstance(names, list) or not all(isinstance(k, str) for k in names) or len(set(names)) < len(names):
         raise InputError(f"{source}: a category's keypoints are not a list of different names")
-    keypoint_names = tuple(keypoints)
-    return tuple(ids[order].tolist()), tuple(names[i] for i in order), keypoint_names
+    ends = range(1, len(names) + 1)
+    if not isinstance(limbs, list) or not all(
+        isinstance(limb, list | tuple) and len(limb) == 2 and all(type(k) is int and k in ends for k in limb)
+        for limb in limbs
+    ):
+        raise InputError(f"{source}: a category's skeleton is not pairs of numbers from 1 to {len(names)}")
+    return tuple(names), tuple((a, b) for a, b in limbs)
 
 # %% ../nbs/01_data.ipynb #692c8af0
 def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
@@ -397,7 +405,8 @@ def _assemble(
 ) -> Dataset:
     "A `Dataset` from COCO's tables; `name` says how to call annotation number i in an error"
     image_ids, files, sizes = _read_images(content["images"], folder, source)
-    category_ids, category_names, keypoint_names = _read_categories(content["categories"], source)
+    category_ids, category_names = _read_categories(content["categories"], source)
+    keypoint_names, skeleton = _read_skeleton(content["categories"], source)
     records = content["annotations"]
     _check_unique(np.array(_column(records, "id", int, name), np.int64), name)
     image = _look_up(image_ids, np.array(_column(records, "image_id", int, name), np.int64), "image", name)
@@ -414,7 +423,7 @@ def _assemble(
         np.array([bool(record.get("iscrowd")) for record in ordered], bool),
         np.array([bool(record.get("difficult") or record.get("ignore")) for record in ordered], bool),
         _read_polygons(ordered, sizes[image[kept]], lambda i: name(int(kept[i]))),
-        _read_keypoints(ordered, keypoint_names, lambda i: name(int(kept[i]))), keypoint_names,
+        _read_keypoints(ordered, keypoint_names, lambda i: name(int(kept[i]))), keypoint_names, skeleton,
         {"boxes without area": len(records) - len(sound)},
     )  # fmt: skip
 

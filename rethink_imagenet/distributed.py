@@ -6,6 +6,7 @@
 __all__ = ['launched_as', 'device_of', 'LostProcess', 'joined', 'speaks']
 
 # %% ../nbs/13_distributed.ipynb #d7d0af62
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,24 +17,24 @@ import torch
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from .checkpoints import RunStopped
 from .normalization import nearest
-from .processes import SharedFault, is_first, rank
+from .processes import RunStopped, SharedFault, is_first
 
 # %% ../nbs/13_distributed.ipynb #5140342f
 def launched_as() -> tuple[int, int, int] | None:  # rank, processes in all, rank on this machine
     "What torchrun says about this process; None where there was none. Raises SharedFault"
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    names = (*numbers, "MASTER_ADDR")
     there = [name for name in names if name in os.environ]
     if not {"RANK", "WORLD_SIZE"} & set(there):
         return None
     missing = [name for name in names if name not in there]
     if missing:
         raise SharedFault(f"{there[0]} is set but not {', '.join(missing)}; start several processes with torchrun")
-    try:
-        number, processes, local = (int(os.environ[name]) for name in names[:3])
-    except ValueError:
-        raise SharedFault(f"{', '.join(names[:3])}: not all of them are numbers; start with torchrun") from None
+    for name in (*numbers, "LOCAL_WORLD_SIZE"):
+        if not os.environ.get(name, "1").isdecimal():
+            raise SharedFault(f"{name} is {os.environ[name]}, which is no number; start with torchrun")
+    number, processes, local = (int(os.environ[name]) for name in numbers[:3])
     if not 0 <= number < processes:
         raise SharedFault(f"RANK {number} with WORLD_SIZE {processes}: ranks go from 0 to {processes - 1}")
     return number, processes, local
@@ -80,6 +81,8 @@ def joined(
 ) -> Iterator[None]:
     "A block in the job that torchrun started; without one, any block. Raises SharedFault, LostProcess"
     launch = launched_as()
+    if not 0 < timeout <= 10_080:
+        raise SharedFault(f"--timeout {timeout:g}: takes minutes, above 0 and at most 10080, which is a week")
     if launch is None:
         yield
         return
@@ -93,17 +96,17 @@ def joined(
             raise
         reason = str(error).splitlines()[0][:160]
         raise LostProcess(
-            f"process {rank()}: another process is gone or hangs ({reason}); go on with --resume"
+            f"process {launch[0]}: another process is gone or hangs ({reason}); go on with --resume"
         ) from None
     finally:
+        gc.collect()  # what wrapped a model would keep the threads of the group alive
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _is_about_others(error: RuntimeError) -> bool:
-    "Whether an exchange between processes failed"
-    words = ("timed out", "timeout", "connection", "peer", "socket")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    "Whether an exchange between processes failed; gloo says so in plain errors that name its source"
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def speaks() -> bool:

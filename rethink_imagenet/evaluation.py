@@ -89,8 +89,9 @@ def predict(
     "The detections in all images of a data set. Raises InputError where an image does not open"
     device, pasting = next(model.parameters()).device, model.config.conventions.mask_pasting
     results: list[dict[str, Any]] = []
-    with tqdm(total=len(samples), desc="evaluating", disable=None, leave=False, unit="image") as bar:
-        for images, targets in evaluation_batches(samples, batch, workers):
+    bar = tqdm(total=len(samples), desc="evaluating", disable=None, leave=False, unit="image")
+    with bar, contextlib.closing(evaluation_batches(samples, batch, workers)) as batches:
+        for images, targets in batches:
             found = model.detect([image.to(device, non_blocking=True) for image in images])
             for detections, target, image in zip(found, targets, images, strict=True):
                 shape = (image.shape[1], image.shape[2])

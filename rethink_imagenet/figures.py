@@ -21,7 +21,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .backbones import body_names
 from .checkpoints import circumstances, code_digest, write_atomically
 from .comparison import run_family, run_schedule
 from .data import Dataset, InputError
@@ -126,15 +125,14 @@ def sources_for(
     given, sources = by_body(named, list(needed)), {}
     for body, part in needed.items():
         source = given.get(body) or ("" if pretrain_here else part.training.recipe.weights or "")
-        can = body in body_names() and (pretrain_here or body in SMALLER.values())
-        if not source and not can:
-            instead = "" if body not in body_names() else ", or with --crops the images to pre-train it on"
+        if not (source or pretrain_here or body in SMALLER.values()):
             raise InputError(
                 f"{part.training.recipes[0].name} begins from a pre-trained {body} with norm "
-                f"{part.plan.detector.norm}: name its weights with --weights {body}=FILE{instead}"
+                f"{part.plan.detector.norm}: name its weights with --weights {body}=FILE, or with --crops the images "
+                f"to pre-train it on"
             )
         if source:
-            load_weights(build(part.plan.detector).backbone.body, source)
+            load_weights(build(pixels_as(part.plan, source).detector), source)
         sources[body] = source
     return sources
 
@@ -285,7 +283,7 @@ def compare_figure(
     folder = Path(folder)
     with together():
         pretraining = {
-            part.body: {"weights": part.weights, **load_weights(build(part.plan.detector).backbone.body, part.weights)}
+            part.body: {"weights": part.weights, **load_weights(build(part.plan.detector), part.weights)}
             for part in {part.body: part for part in parts if part.weights}.values()
         }
     runs = carry_out(parts, folder, execution)

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Execution:
 class Plan:
     "An experiment: one detector, several schedules; the defaults are the paper's (Sec. 4)"
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)  # to be trained
     schedules: tuple[float, ...] = (2, 3, 4, 5, 6)  # in multiples of 1x
     unit: int = 90_000  # iterations of 1x
     rate: float = 0.02  # learning rate for 16 images, scaled linearly with the batch
@@ -62,7 +63,7 @@ class Plan:
     batch: int = 16  # images an iteration, over all processes
     short: tuple[int, int] = (800, 800)  # the shorter side in training is drawn from this range
     long: int = 1333  # largest length of the longer side
-    seed: int = 0
+    seed: int = 0  # of everything random
     evaluations: int = 12  # along the longest run
     cascade_last: int = 0  # iterations at the end with a cascade, after others without; 0 for one and the same detector
     augmented: bool = False  # whether the final detector is tested with test-time augmentation as well
@@ -196,6 +197,13 @@ class StepCost:
     memory: int  # bytes that the peak rose by
 
 
+def _now(device: str) -> float:
+    "Seconds on a clock, when all that was asked of a GPU is done"
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def measure_step(
     plan: Plan,  # of which a step is wanted
     train_set: Dataset,  # to train on
@@ -210,12 +218,13 @@ def measure_step(
     before = peak_memory(execution.device)
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
-    for pixels, targets in training_batches(samples, images * world_size(), 0, 2, execution.workers):
-        begun = time.perf_counter()
-        optimizer.zero_grad()
-        backward(model, pixels, targets, images * world_size())
-        optimizer.step()
-    seconds = time.perf_counter() - begun
+    with closing(training_batches(samples, images * world_size(), 0, 2, execution.workers)) as batches:
+        for pixels, targets in batches:
+            begun = _now(execution.device)
+            optimizer.zero_grad()
+            backward(model, pixels, targets, images * world_size())
+            optimizer.step()
+    seconds = _now(execution.device) - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())
     memory = peak_memory(execution.device) - before
     return StepCost(images, seconds, parameters, memory)
@@ -228,7 +237,9 @@ def dry_run(
     lengths: Sequence[float] = (),  # schedules that would be trained; by default all, as a family
 ) -> str:
     "What a training would be: iterations, samples, time, memory, files; a step of it is measured"
-    iterations = sum(plan.schedule(n).iterations for n in lengths) if lengths else plan.family.iterations
+    runs, longest = lengths or plan.schedules, max(plan.schedules)
+    begins = {n: 0 if n == longest else plan.schedule(n).drops[0] for n in runs}  # a branch has the trunk's beginning
+    iterations = sum(plan.schedule(n).iterations - begins[n] for n in runs)
     keypoints = plan.detector.keypoints > 0
     seen = samples_seen(train_set, iterations * plan.batch, plan.short, plan.long, keypoints)
     cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
@@ -236,14 +247,14 @@ def dry_run(
     together = min(share, execution.at_once or share)
     fixed = 3 * cost.parameters  # weights, gradients, momentum
     memory = fixed + max(0, cost.memory - fixed) * together / cost.images
-    files = 2 + len(plan.family.branch_points)
+    files = 2 * len(runs) + (len(plan.family.branch_points) if longest in runs else 0)
     return "\n".join(
         (
             f"{plan.family if not lengths else f'{iterations:,} iterations'}, {plan.batch} images each",
             f"{seen['images'] / len(trainable(train_set, keypoints)):,.1f} epochs, {seen['images']:,} images, "
             f"{seen['instances']:,} instances, {seen['pixels'] / 1e9:,.1f} Gpx",
-            f"time: {hours:,.1f} hours; a step on {cost.images} images took {cost.seconds:.2f} s here, "
-            f"a process takes {share} images an iteration",
+            f"time: {hours:,.1f} hours, evaluations not counted; a step on {cost.images} images took "
+            f"{cost.seconds:.2f} s here, a process takes {share} images an iteration",
             f"memory: {memory / 1e9:.1f} GB a process for {together} images together, beside PyTorch and the data",
             f"checkpoints: {files} of {2 * cost.parameters / 1e9:.2f} GB",
         )

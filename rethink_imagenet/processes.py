@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'world_size', 'rank', 'is_first', 'say', 'share', 'sum_over_processes', 'gather', 'from_first', 'SharedFault',
-           'together', 'the_same_everywhere']
+           'RunStopped', 'together', 'the_same_everywhere']
 
 # %% ../nbs/01b_processes.ipynb #820e2d8a
 from collections.abc import Iterator, Sequence
@@ -102,17 +102,23 @@ class SharedFault(InputError):
     "A fault of the input that all processes know of, so that one of them can report it"
 
 
+class RunStopped(RuntimeError):
+    "A run ended before its schedule did; the message says why and what to do"
+
+    status = 1  # of a command that ends with it
+
+
 @contextmanager
 def together() -> Iterator[None]:
-    "A block that all processes leave with the same SharedFault if one of them meets an InputError"
-    fault: InputError | None = None
+    "A block that all processes leave with the same SharedFault or RunStopped if one meets an InputError or RunStopped"
+    fault: InputError | RunStopped | None = None
     try:
         yield
-    except InputError as error:
+    except (InputError, RunStopped) as error:
         fault = error
-    messages = [message for message in gather(fault and str(fault)) if message]
-    if messages:
-        raise SharedFault(messages[0]) from None
+    if sum_over_processes(torch.tensor(float(fault is not None))):
+        kind, message = next(filter(None, gather(fault and (type(fault), str(fault)))))
+        raise (SharedFault if issubclass(kind, InputError) else kind)(message) from None
 
 
 def the_same_everywhere(

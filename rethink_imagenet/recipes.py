@@ -33,7 +33,7 @@ from rethink_imagenet.data import (
 from .detectors import SMALL, VGG16, DetectorConfig
 from .normalization import nearest
 from .plans import Plan
-from .pretraining import is_file, pixel_statistics
+from .pretraining import pixel_statistics
 
 # %% ../nbs/17_recipes.ipynb #a1700007
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ DATA_SETS = {
     "coco-keypoints": DataSet(
         "COCO train2017, persons with keypoints",
         ("annotations/person_keypoints_train2017.json", "annotations/person_keypoints_val2017.json"),
-        57_000, 57_000, 150_000 / 57_000, 5_000,
+        56_599, 56_599, 149_813 / 56_599, 5_000,
     ),
     "coco-35k": replace(_COCO, title="the 35k of COCO train2017 that are in val2014", images=35_504, trainable=35_185,
                         subset=35_185),
@@ -156,6 +156,8 @@ OPEN: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
      "GN in the keypoint head too; one scale of 800, though Detectron's keypoint models vary it."),
     (lambda r: r.base.detector.backbone == "vgg16",
      "Five sizes of anchors at stride 16, scales from [640, 800], no dropout, pixels of unit variance."),
+    (lambda r: r.base.detector.backbone == "vgg16" and r.arm == "pretrained",
+     "Of the box head fc6 and fc7 are pre-trained with the convolutions, as in Fast R-CNN."),
     (lambda r: r.data == "coco-35k", "Without instances_val2014.json beside the others, the images are drawn by seed."),
     (lambda r: r.data in ("coco-10k", "coco-3.5k", "coco-1k"),
      "The images are drawn by seed, the smaller sets within the larger; the rate drops by the rule of 1x = "
@@ -552,9 +554,7 @@ def pixels_as(
     "The plan with pixels normalized as the weights of its pre-trained arm want them. Raises InputError"
     detector = plan.detector
     source = weights or WEIGHTS.get((detector.backbone, detector.norm), "")
-    if not source or is_file(source):
-        return plan
-    mean, std = pixel_statistics(source)
+    mean, std = pixel_statistics(source or None, detector.backbone)
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
     return replace(plan, detector=replace(detector, conventions=rules))
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from .checkpoints import write_atomically
 from .data import InputError
+from .recipes import aligned
 
 # %% ../nbs/19_report.ipynb #67e4642b
 COLOURS = {"scratch": "tab:purple", "pretrained": "tab:gray"}
@@ -115,7 +116,7 @@ def table_rows(
                 row |= {
                     f"{kind} {title}": f"{run[kind][key]:.1f}" for title, key in named if run[kind].get(key) is not None
                 }
-        if "voc" in run:
+        if run.get("voc", {}).get("map") is not None:
             row["VOC mAP"] = f"{run['voc']['map']:.1f}"
         row |= {"images seen": f"{run['images']:,}", "instances": f"{run['instances']:,}"}
         rows.append(row | {"Gpx": f"{run['pixels'] / 1e9:,.2f}", "seconds": f"{run['seconds']:,.0f}"})
@@ -126,10 +127,7 @@ def text_table(
     results: dict[str, Any],  # what results.json of a comparison holds
 ) -> str:
     "The table for a terminal"
-    rows = table_rows(results)
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return aligned(table_rows(results))
 
 # %% ../nbs/19_report.ipynb #6d2b7e15
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -9,13 +9,14 @@ __all__ = ['Schedule', 'Family']
 from dataclasses import dataclass, replace
 
 from .conventions import DETECTRON, Conventions
+from .data import InputError
 
 # %% ../nbs/11_schedules.ipynb #2dc3319a
 @dataclass(frozen=True)
 class Schedule:
     "The learning rate of every iteration; defaults are Detectron's for 16 images a batch"
 
-    iterations: int
+    iterations: int  # in all
     drops: tuple[int, ...]  # the first iterations at a lowered rate
     rate: float = 0.02  # full learning rate
     factor: float = 0.1  # that each drop multiplies the rate with
@@ -65,9 +66,9 @@ class Family:
     def __post_init__(self) -> None:
         lengths = [schedule.iterations for schedule in self.schedules]
         if not lengths or lengths != sorted(set(lengths)):
-            raise ValueError("a family takes schedules of different lengths, the shortest first")
+            raise InputError("a family takes schedules of different lengths in whole iterations, the shortest first")
         if len({replace(schedule, iterations=0, drops=()) for schedule in self.schedules}) > 1:
-            raise ValueError("the schedules of a family have the same rate, factor and warm-up")
+            raise InputError("the schedules of a family have the same rate, factor and warm-up")
 
     @property
     def trunk(self) -> Schedule:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -34,12 +34,11 @@ from tqdm import tqdm
 
 from rethink_imagenet.checkpoints import (
     CannotWrite,
-    RunStopped,
     check_circumstances,
     check_settings,
     checkpoints_of,
     circumstances,
-    claimed,
+    claimed_together,
     iteration_of,
     load_state,
     newest_checkpoint,
@@ -51,6 +50,7 @@ from .conventions import DETECTRON, Conventions
 from .data import InputError
 from .normalization import use_pytorchs_sync_batch_norm
 from rethink_imagenet.processes import (
+    RunStopped,
     from_first,
     gather,
     is_first,
@@ -143,13 +143,18 @@ def backward(
 def read_log(
     folder: Path,  # of a run
 ) -> list[dict[str, Any]]:
-    "The lines of a run's log; a last line that was cut off is left out"
+    "The lines of a run's log; a last line that was cut off is left out. Raises InputError where another is broken"
     path, lines = folder / "log.jsonl", []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    texts = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            break
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
+            lines.append(line)
+        elif number < len(texts) or text.endswith("\n"):
+            raise InputError(f"{path}: line {number} is no line of a log; remove it, or put a whole copy in its place")
     return lines
 
 
@@ -186,13 +191,15 @@ class RunLog:
         tensorboard: bool = False,  # also write for TensorBoard, to folder/tensorboard
     ):
         self.path, self.writer = folder / "log.jsonl", None
-        self.lines: list[dict[str, Any]] = from_first([line for line in read_log(folder) if line["iteration"] <= start])
-        if is_first():
-            folder.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(line) + "\n" for line in self.lines)
-            write_atomically(self.path, lambda partial: partial.write_text(text))
-        if is_first() and tensorboard:
-            self.writer = _tensorboard(folder / "tensorboard", start + 1)
+        self.lines: list[dict[str, Any]] = []
+        with together():
+            if is_first():
+                self.lines = [line for line in read_log(folder) if line["iteration"] <= start]
+                folder.mkdir(parents=True, exist_ok=True)
+                text = "".join(json.dumps(line) + "\n" for line in self.lines)
+                write_atomically(self.path, lambda partial: partial.write_text(text))
+                self.writer = _tensorboard(folder / "tensorboard", start + 1) if tensorboard else None
+        self.lines = from_first(self.lines)
 
     def add(
         self,
@@ -200,18 +207,23 @@ class RunLog:
     ) -> None:
         "Append a line. Raises CannotWrite"
         self.lines.append(line)
-        if is_first():
-            try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise CannotWrite(f"{self.path}: could not be written ({error}); make room, then --resume") from None
-        if self.writer is not None:
-            for name, value in figures_of(line).items():
-                self.writer.add_scalar(name, value, line["iteration"])
-            self.writer.flush()
+        with together():
+            if is_first():
+                self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        "Put a line into the files"
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if self.writer is not None:
+                for name, value in figures_of(line).items():
+                    self.writer.add_scalar(name, value, line["iteration"])
+                self.writer.flush()
+        except OSError as error:
+            raise CannotWrite(f"{self.path}: could not be written ({error}); make room, then --resume") from None
 
 # %% ../nbs/12_training.ipynb #a045b58c
 class Progress:
@@ -243,8 +255,10 @@ class Progress:
             left = f"{_clock(pace * (self.total - done))} left{with_others}"
             print(f"{self.title}: {done}/{self.total}, {note}, {left}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        "Take the bar away"
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.close()
 
 
@@ -261,16 +275,19 @@ def _clock(seconds: float) -> str:
 
 # %% ../nbs/12_training.ipynb #5d83fa4e
 class Interrupted(RunStopped):
-    "Somebody asked the run to stop; its checkpoint is written"
+    "Somebody asked the run to stop; what it has written is whole"
 
     status = 75  # EX_TEMPFAIL
 
 
 class Interruption:
-    "While entered, hears SIGTERM and SIGINT: `asked` names the one that came"
+    "While entered, hears SIGTERM and SIGINT: notes in `asked` which one came if it is patient, else raises Interrupted"
 
-    def __init__(self) -> None:
-        self.asked = ""
+    def __init__(
+        self,
+        patient: bool = False,  # whether whoever entered looks at `asked` in time
+    ):
+        self.patient, self.asked = patient, ""
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -279,9 +296,25 @@ class Interruption:
         return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+        twice, self.asked = bool(self.asked), signal.Signals(number).name
+        if not self.patient or (twice and number == signal.SIGINT):
+            raise Interrupted(f"stopped by {self.asked}; what was finished is kept")
+
+    def end(self) -> None:
+        "Raises Interrupted in all processes if a signal has come to one"
+        with together():
+            if self.asked:
+                raise Interrupted(f"stopped by {self.asked}; what was finished is kept, go on with --resume")
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        "A block that ends at once, be the signal sent before or within it. Raises Interrupted"
+        self.patient = False
+        self.end()
+        try:
+            yield
+        finally:
+            self.patient = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self.before.items():
@@ -292,7 +325,7 @@ class Interruption:
 class Pace:
     "How a run goes along"
 
-    schedule: Schedule
+    schedule: Schedule  # how many iterations, and the learning rate of each
     batch: int = 16  # images an iteration, over all processes
     at_once: int = 0  # images that a process looks at together; 0 for all of its share
     log_every: int = 20  # iterations
@@ -367,8 +400,8 @@ class RunState:
 
 # %% ../nbs/12_training.ipynb #85e59db6
 def _check_finite(model: nn.Module, iteration: int, newest: Path | None) -> None:
-    "Raises Diverged if a weight is infinite or not a number, so that it is neither evaluated nor kept"
-    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    "Raises Diverged if a weight or a statistic is infinite or not a number, so that it is neither evaluated nor kept"
+    bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if bad:
         raise Diverged(f"iteration {iteration}: {bad[0]} is not finite; last checkpoint: {newest or 'none yet'}")
 
@@ -410,6 +443,7 @@ class Run:
         state, optimizer = self.state, self.state.optimizer
         set_rate(optimizer, self.pace.schedule.lr(state.iteration))
         optimizer.zero_grad()
+        buffers = [buffer.clone() for buffer in state.model.buffers()] if self.pace.on_nan == "skip" else []
         mine = backward(self.learner, images, targets, self.pace.batch, self.pace.at_once)
         exchanged = sum_over_processes(torch.tensor([*mine.values(), float(asked)], dtype=torch.float64))
         *values, asks = exchanged.tolist()
@@ -420,6 +454,9 @@ class Run:
             state.pending.append(losses)
         else:
             self._skip_or_stop(mine, targets)
+            for buffer, good in zip(state.model.buffers(), buffers, strict=True):
+                buffer.copy_(good)
+            _check_finite(state.model, state.iteration, self.newest)
         return losses, asks > 0
 
     def _skip_or_stop(self, mine: dict[str, float], targets: list[Target]) -> None:
@@ -432,20 +469,9 @@ class Run:
                 f"iteration {self.state.iteration}: {next(filter(None, told))}; last good checkpoint: "
                 f"{self.newest or 'none yet'}; lower the learning rate, or --on-nan skip"
             )
-        _check_finite(self.state.model, self.state.iteration, self.newest)
         self.state.skipped += 1
 
 # %% ../nbs/12_training.ipynb #d5be4ace
-@contextmanager
-def _claimed_together(folder: Path) -> Iterator[None]:
-    "A block in which this job alone works on a run; the first process holds the lock"
-    with ExitStack() as stack:
-        with together():
-            if is_first():
-                stack.enter_context(claimed(folder))
-        yield
-
-
 def _write_log(run: Run) -> None:
     "The line of an iteration"
     state = run.state
@@ -459,8 +485,14 @@ def _write_log(run: Run) -> None:
 def _save(run: Run) -> None:
     "A checkpoint of this moment, by the first process"
     _check_finite(run.state.model, run.state.iteration, run.newest)
-    if is_first():
-        run.newest = save_checkpoint(run.folder, run.state.content(run.about), keep=run.pace.branches)
+    with together():  # nobody ends before it is written
+        if is_first():
+            run.newest = save_checkpoint(run.folder, run.state.content(run.about), keep=run.pace.branches)
+
+
+def _told(losses: dict[str, float], speed: float) -> str:
+    "Loss and speed, for whoever watches"
+    return f"loss {sum(losses.values()):.2f}, {speed:.1f} images/s"
 
 
 def _evaluate(run: Run, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
@@ -487,29 +519,31 @@ def train(
     "Train to the end, from the newest checkpoint if there is one. Raises InputError or a RunStopped"
     with together():
         parts_of(pace.batch, pace.at_once)
-    with _claimed_together(folder), Interruption() as interruption:
+    with claimed_together(folder), Interruption(patient=True) as interruption:
         run, total = Run(model.train(), pace, folder, about or {}, accept), pace.schedule.iterations
         state = run.state
         if evaluate and state.iteration and pace.due(state.iteration, pace.evaluate_every):
-            _evaluate(run, evaluate)
-        progress, mark = Progress(folder.name, total, state.iteration, pace.after), time.perf_counter()
-        for images, targets in training_batches(samples, pace.batch, state.iteration, total, workers):
-            losses, stop = run.step(images, targets, bool(interruption.asked))
-            state.seconds += time.perf_counter() - mark
-            progress.update(
-                state.iteration,
-                f"loss {sum(losses.values()):.2f}, {pace.batch * state.iteration / state.seconds:.1f} images/s",
-            )
-            if pace.due(state.iteration, pace.log_every):
-                _write_log(run)
-            if stop or pace.saves(state.iteration):
-                _save(run)
-            if stop:
-                raise Interrupted(f"stopped after iteration {state.iteration} of {total}; go on with --resume")
-            if evaluate and pace.due(state.iteration, pace.evaluate_every):
+            with interruption.impatient():
                 _evaluate(run, evaluate)
-            mark = time.perf_counter()
-        progress.close()
+        batches, mark = training_batches(samples, pace.batch, state.iteration, total, workers), time.perf_counter()
+        with closing(batches), Progress(folder.name, total, state.iteration, pace.after) as progress:
+            while state.iteration < total:
+                with together():
+                    images, targets = next(batches)
+                losses, stop = run.step(images, targets, bool(interruption.asked))
+                state.seconds += time.perf_counter() - mark
+                progress.update(state.iteration, _told(losses, pace.batch * state.iteration / state.seconds))
+                if pace.due(state.iteration, pace.log_every):
+                    _write_log(run)
+                if stop or pace.saves(state.iteration):
+                    _save(run)
+                if stop:
+                    raise Interrupted(f"stopped after iteration {state.iteration} of {total}; go on with --resume")
+                if evaluate and pace.due(state.iteration, pace.evaluate_every):
+                    with interruption.impatient():
+                        _evaluate(run, evaluate)
+                mark = time.perf_counter()
+        interruption.end()
         return run.log.lines
 
 # %% ../nbs/12_training.ipynb #49f3cd88

@@ -12,10 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -223,14 +223,19 @@ def _packed_batch(batch: list[Any]) -> list[Any]:
     return [_packed(sample) for sample in batch]
 
 
-def _batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
+def _batches(loader: DataLoader) -> Generator[tuple[list[Tensor], list[Target]]]:
     "Images and targets of each batch; raises the InputError that a worker met"
-    for batch in loader:
-        for sample in batch:
-            if isinstance(sample, InputError):
-                raise sample
-        images, targets = zip(*map(_unpacked, batch), strict=True)
-        yield list(images), list(targets)
+    iterator: Any = iter(loader)
+    try:
+        for batch in iterator:
+            for sample in batch:
+                if isinstance(sample, InputError):
+                    raise sample
+            images, targets = zip(*map(_unpacked, batch), strict=True)
+            yield list(images), list(targets)
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()  # at exit Python would send them SIGTERM, which they leave to others
 
 # %% ../nbs/02_transforms.ipynb #865d0da1
 @dataclass(frozen=True)
@@ -251,18 +256,35 @@ class _Positions:
             yield share(range(t * self.batch, (t + 1) * self.batch), self.rank, self.processes)
 
 
-def _serve(worker: int) -> None:
+def _is_there(process: int) -> bool:
+    "Whether a process of that number exists"
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _serve(worker: int, main: int) -> None:
     "Leave interruptions to the main process, which finishes its iteration first; but do not outlive it"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and _is_there(main):
             time.sleep(1)
         os._exit(1)  # the main process was killed, and nobody will take what stands in the queue
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _loader(samples: TorchDataset, workers: int, **batches: Any) -> DataLoader:
+    "Batches that are decoded by worker processes, and handed to a GPU, if there is one, from memory it can reach"
+    serve, pinned = partial(_serve, main=os.getpid()), torch.cuda.is_available()
+    return DataLoader(
+        samples, num_workers=workers, collate_fn=_packed_batch, worker_init_fn=serve, pin_memory=pinned, **batches
+    )
 
 # %% ../nbs/02_transforms.ipynb #ed95f5b8
 def training_batches(
@@ -271,18 +293,10 @@ def training_batches(
     start: int,  # first iteration
     stop: int,  # iteration to stop before
     workers: int = 2,  # processes that decode and augment; 0 for none
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
+) -> Generator[tuple[list[Tensor], list[Target]]]:
     "This process's share of iterations start, ..., stop - 1. Raises InputError where an image does not open"
     positions: Any = _Positions(batch, start, stop, rank(), world_size())
-    return _batches(
-        DataLoader(
-            samples,
-            batch_sampler=positions,
-            collate_fn=_packed_batch,
-            num_workers=workers,
-            worker_init_fn=_serve,
-        )
-    )
+    return _batches(_loader(samples, workers, batch_sampler=positions))
 
 # %% ../nbs/02_transforms.ipynb #fddeee13
 class EvaluationSamples(TorchDataset):
@@ -307,14 +321,12 @@ class EvaluationSamples(TorchDataset):
 
 
 def evaluation_batches(
-    samples: EvaluationSamples,  # the images
+    samples: TorchDataset,  # the images
     batch: int = 1,  # images at a time
     workers: int = 2,  # processes that decode; 0 for none
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
+) -> Generator[tuple[list[Tensor], list[Target]]]:
     "All images in order. Raises InputError where one does not open"
-    return _batches(
-        DataLoader(samples, batch_size=batch, collate_fn=_packed_batch, num_workers=workers, worker_init_fn=_serve)
-    )
+    return _batches(_loader(samples, workers, batch_size=batch))
 
 # %% ../nbs/02_transforms.ipynb #4df49e4a
 DETECTRON_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)  # red, green, blue

@@ -8,6 +8,7 @@ __all__ = ['Value', 'read_grid', 'tune']
 # %% ../nbs/18b_tuning.ipynb #e7551e77
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -49,10 +50,13 @@ def _value(name: str, word: str) -> Value:
     "A number, whole where the field is; for the shorter side a range"
     if name == "short":
         low, _, high = word.partition("-")
-        return int(low), int(high or low)
+        shortest, longest = int(low), int(high or low)
+        if not 0 < shortest <= longest:
+            raise ValueError(word)
+        return shortest, longest
     value = float(word)
     whole = isinstance(getattr(Plan(), name), int)
-    if not value > 0 or (whole and value % 1):
+    if not 0 < value < math.inf or (whole and value % 1):
         raise ValueError(word)
     return int(value) if whole else value
 
@@ -90,4 +94,4 @@ def tune(
 
 def _told(value: Value) -> str:
     "A value as the grid spells it"
-    return "-".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+    return "-".join(map(str, value)) if isinstance(value, tuple) else repr(value)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,9 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has no valid "id"'),
     "bbox is endless": (lambda c: first(c, "annotations", bbox=[10**400, 1, 2, 3]), "not four numbers"),
     "image is endless": (lambda c: first(c, "images", width=10**6, height=10**6), "is not from 1 to"),
+    "skeleton counts from 0": (
+        lambda c: next(k for k in c["categories"] if k.get("keypoints")).update(skeleton=[[0, 1]]), "from 1 to 4"
+    ),
     "keypoints are a number": (lambda c: first(c, "annotations", keypoints=5), "its keypoints are not"),
     "file name is endless": (lambda c: first(c, "images", file_name="x" * 5000), "is missing"),
     "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
@@ -307,3 +311,17 @@ def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -
     assert "Both arms were trained with rate" in (tmp_path / "out" / "report.html").read_text()
     wrong = command("rethink_tune", "rat=1", *words[1:], "--weights", weights, "--out", "other")
     assert wrong.returncode == 2 and 'no setting to tune "rat"; nearest: rate' in wrong.stderr
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """A pipe that is closed early ends a command without a traceback."""
+    recipes = Path(sys.executable).parent / "rethink_recipes"
+    script = f'set -o pipefail; PYTHONUNBUFFERED=1 "{recipes}" | true'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("minutes", ["0", "nan", "1e12"])
+def test_a_timeout_that_is_none(command: Command, minutes: str) -> None:
+    done = command("rethink_train", "--timeout", minutes)
+    assert done.returncode == 2 and "takes minutes, above 0" in done.stderr and "Traceback" not in done.stderr

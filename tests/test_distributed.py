@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,7 +44,9 @@ from rethink_imagenet.transforms import TrainingSamples
 
 source, norm, emptied, out = sys.argv[1:]
 torch.set_num_threads(1)
-with joined(timeout=2):
+
+
+def take_a_step():
     samples = TrainingSamples(read_coco(source), 0, (64, 128), 192, batch=2)
     seed_everything(0)
     rules = replace(DEMO.conventions, normalize_over="image")
@@ -61,6 +64,10 @@ with joined(timeout=2):
     losses = backward(learner, *mine, batch=2)
     if is_first():
         torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, out)
+
+
+with joined(timeout=2):
+    take_a_step()
 """
 
 
@@ -188,6 +195,90 @@ def test_wrong_launches_end_with_one_message(scenes: Path, tmp_path: Path) -> No
     assert statuses == [2, 2] and len(lines) == 1 and "some would have no image to look at" in lines[0], lines
     statuses, lines = ends(by_hand([*words, "--data", "nowhere"], PAIR))
     assert statuses == [2, 2] and len(lines) == 1 and "nowhere: no such folder" in lines[0], lines
+
+
+def test_a_fault_of_one_is_told_once(scenes: Path, tmp_path: Path) -> None:
+    """An image that does not open in one of two processes, and a disk that is full for the first."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for image in (data / "train").iterdir():
+        if image.name in ("000003.png", "000008.png"):
+            image.write_bytes(b"no image")
+    words = [str(COMMAND), "--data", str(data), "--out", str(tmp_path / "one"), *SIZE, *LENGTH]
+    statuses, lines = ends(by_hand(words, PAIR))
+    assert statuses == [2, 2] and len(lines) == 1 and ".png: cannot be read" in lines[0], lines
+
+    script = tmp_path / "start.sh"
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "two"), *SIZE, *LENGTH]
+    script.write_text(f'[ "$RANK" = 1 ] || ulimit -f 100\nexec {" ".join(words)}\n')
+    statuses, lines = ends(by_hand(["bash", str(script)], PAIR))
+    assert statuses == [1, 1] and len(lines) == 1 and "could not be written" in lines[0], lines
+
+
+def test_more_processes_than_images_and_uneven_shares(tmp_path: Path) -> None:
+    """One image to evaluate on, five an iteration to train on."""
+    scenes = write_scenes(tmp_path / "scenes", train=12, val=1)
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH, "--batch", "5"]
+    statuses, lines = ends(by_hand(words, PAIR))
+    assert (statuses, lines) == ([0, 0], [])
+    assert json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["images"] == 5 * 30
+
+
+SKIPS = """
+import math
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from rethink_imagenet.distributed import joined
+from rethink_imagenet.processes import is_first
+from rethink_imagenet.schedules import Schedule
+from rethink_imagenet.training import Pace, train
+
+torch.set_num_threads(1)
+
+
+class Samples:
+    def __getitem__(self, p):
+        return torch.full((3, 2, 2), p / 100, dtype=torch.float64), {"image_id": p}
+
+
+class Linear(nn.Module):
+    "Its loss is infinite on image 13, and so is a statistic"
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, images, targets):
+        bad = math.inf if any(target["image_id"] == 13 for target in targets) else 1.0
+        self.mean += bad
+        values = [(image.mean(dim=(1, 2)) * self.weight).sum() * bad for image in images]
+        return {"loss": torch.stack(values).square().mean()}
+
+
+with joined(timeout=2):
+    model = Linear()
+    pace = Pace(Schedule(5, (4,), rate=0.1, warmup=1), 5, log_every=5, on_nan="skip")
+    log = train(model, Samples(), pace, Path(sys.argv[1]), workers=0)
+    if is_first():
+        torch.save({"weight": model.weight.detach(), "mean": model.mean, "skipped": log[-1]["skipped"]}, sys.argv[2])
+"""
+
+
+def test_a_bad_loss_in_one_process_is_skipped_by_both(tmp_path: Path) -> None:
+    """Batches of five over two processes; the weights agree with those of one, and no statistic stays infinite."""
+    (tmp_path / "skips.py").write_text(SKIPS)
+    found = []
+    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
+        words = [*start, str(tmp_path / "skips.py"), str(tmp_path / name), str(tmp_path / f"{name}.pt")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(torch.load(tmp_path / f"{name}.pt", weights_only=True))
+    assert found[0]["skipped"] == found[1]["skipped"] == 1
+    assert found[0]["mean"] == found[1]["mean"] == 4
+    assert torch.allclose(found[0]["weight"], found[1]["weight"], rtol=1e-12, atol=0)
 
 
 def test_a_process_that_sees_other_data(scenes: Path, tmp_path: Path) -> None:

@@ -140,6 +140,38 @@ def test_a_family_handed_out(train: Callable[..., Done], tmp_path: Path) -> None
     assert damaged.returncode == 2 and f"{branch}: is damaged" in damaged.stderr
 
 
+def test_all_checkpoints_are_damaged(train: Callable[..., Done], tmp_path: Path) -> None:
+    """A branch branches off again, with the same bits; a straight run is not begun anew in silence."""
+    family = ["--schedule", "2,3"]
+    for name in ("out", "undisturbed"):
+        assert train(name, *family).returncode == 0
+    for name in ("2x", "3x"):
+        for checkpoint in checkpoints_of(tmp_path / "out" / name):
+            if iteration_of(checkpoint) != 13 or name == "2x":
+                checkpoint.write_bytes(b"rotten")
+        (tmp_path / "out" / name / "results.json").unlink()
+    assert train("out", *family, "--only", "2", "--resume").returncode == 0
+    assert differences(tmp_path / "out" / "2x", tmp_path / "undisturbed" / "2x") == []
+    for checkpoint in checkpoints_of(tmp_path / "out" / "3x"):
+        checkpoint.write_bytes(b"rotten")
+    for _ in range(2):
+        refused = train("out", *family, "--resume")
+        assert refused.returncode == 2 and "3x: all its checkpoints are damaged" in refused.stderr, refused.stderr
+
+
+def test_a_log_with_a_hole_is_told(train: Callable[..., Done], tmp_path: Path) -> None:
+    assert train("out").returncode == 0
+    log, results = tmp_path / "out" / "2x" / "log.jsonl", tmp_path / "out" / "2x" / "results.json"
+    whole = log.read_text()
+    results.write_text("[1, 2")
+    told = train("out", "--resume")
+    assert told.returncode == 2 and "results.json: is damaged" in told.stderr
+    results.unlink()
+    log.write_text("3\n" + whole)
+    told = train("out", "--resume")
+    assert told.returncode == 2 and "log.jsonl: line 1 is no line of a log" in told.stderr
+
+
 def test_dry_run_and_tensorboard(train: Callable[..., Done], tmp_path: Path) -> None:
     told = train("out", "--dry-run")
     assert told.returncode == 0 and not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 
 from rethink_imagenet.augmented_testing import AugmentedDetector, Pass, WholeSamples
+from rethink_imagenet.comparison import run_schedule
 from rethink_imagenet.data import InputError, load_image, read_coco, read_image_files, read_image_info
 from rethink_imagenet.detectors import DEMO, build
 from rethink_imagenet.evaluation import evaluate_coco, predict, write_submission
 from rethink_imagenet.pictures import bitmap, draw_detections, write_pictures
-from rethink_imagenet.scenes import KEYPOINTS, write_scenes
+from rethink_imagenet.plans import Execution, Plan
+from rethink_imagenet.scenes import KEYPOINTS, SKELETON, coco_categories, write_scenes
 from rethink_imagenet.transforms import EvaluationSamples
 
 
@@ -123,6 +126,24 @@ def test_pictures_of_photographs(sample_data: Callable[[str], Path], tmp_path: P
         )
     with pytest.raises(InputError, match=re.escape(str(written[0]))):
         write_pictures(dataset, [], content["categories"], tmp_path)
+
+
+def test_the_skeleton_travels_from_the_annotations_to_the_picture(
+    tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    scenes = read_coco(write_scenes(tmp_path / "scenes", train=12, val=1) / "annotations/instances_train.json")
+    config = replace(DEMO, masks=False, keypoints=len(KEYPOINTS))
+    plan = Plan(config, (1,), unit=1, batch=2, short=(96, 96), long=96, evaluations=1)
+    run_schedule(plan, 1, tmp_path / "1x", scenes, scenes, execution=Execution(workers=0))
+    photo = scenes.folder / str(scenes.file_names[0])
+    done = command("rethink_detect", "1x", photo, "--score", 0, "--out", "seen")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "seen" / "detections.json").read_text())
+    dots = [{key: category[key] for key in ("id", "name")} for category in coco_categories()]
+    limbs = [category | {"skeleton": SKELETON} for category in dots]
+    picture = np.asarray(Image.open(tmp_path / "seen" / "pictures" / f"{photo.stem}.png"))
+    assert np.array_equal(picture, draw_detections(load_image(scenes, 0), found, limbs, 0))
+    assert not np.array_equal(picture, draw_detections(load_image(scenes, 0), found, dots, 0))
 
 
 def test_masks_of_every_form_are_the_same_bitmap() -> None:

@@ -13,17 +13,24 @@ import pytest
 from rethink_imagenet.cli import rethink_recipes
 from rethink_imagenet.data import InputError, load_image, read_coco, read_voc
 from rethink_imagenet.detectors import build
-from rethink_imagenet.recipes import RECIPES, files_of, miniature, plan_for, training_subset, union_of
+from rethink_imagenet.recipes import RECIPES, files_of, miniature, plan_for, read_data, training_subset, union_of
+from rethink_imagenet.report import table_rows
 
 Sample = Callable[[str], Path]
 
 
-def test_two_lists_of_voc_are_one_data_set(sample_data: Sample, tmp_path: Path) -> None:
-    """The same images under two years: file names, ids and objects of both are there, and the images open."""
-    devkit = tmp_path / "VOCdevkit"
-    devkit.mkdir()
+@pytest.fixture
+def devkit(sample_data: Sample, tmp_path: Path) -> Path:
+    """The same images of VOC under two years."""
+    folder = tmp_path / "VOCdevkit"
+    folder.mkdir()
     for year in ("VOC2007", "VOC2012"):
-        (devkit / year).symlink_to(sample_data("voc2012_100") / "VOCdevkit" / "VOC2012")
+        (folder / year).symlink_to(sample_data("voc2012_100") / "VOCdevkit" / "VOC2012")
+    return folder
+
+
+def test_two_lists_of_voc_are_one_data_set(devkit: Path, tmp_path: Path) -> None:
+    """File names, ids and objects of both years are there, and the images open."""
     recipe = RECIPES["section5.2/voc-r101-gn-scratch-16x"]
     with pytest.raises(InputError, match="VOC2007/ImageSets/Main/missing"):
         read_voc(devkit / "VOC2007" / "ImageSets" / "Main" / "missing.txt")
@@ -87,7 +94,8 @@ WHOLE = (
 def carried_out(name: str, scale: float, folder: Path, out: Path) -> dict[str, Any]:
     """A miniature of a recipe on photographs, as a user types it, from start to its row in a table."""
     script = Path(sys.executable).parent / "rethink_train"
-    words = [str(script), name, "--data", str(folder), "--scale", str(scale), "--out", str(out), "--device", "cpu"]
+    words = [str(script), name, "--data", str(folder), "--scale", str(scale), "--out", str(out)]
+    words += ["--device", "cpu", "--workers", "0"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     assert "random initialization" in done.stdout and "the paper: " in done.stdout
@@ -101,6 +109,17 @@ def test_a_miniature_from_start_to_table_row(sample_data: Callable[[str], Path],
     results = carried_out(name, 0.01, sample_data("coco_mini_by"), tmp_path / "out")
     assert results["box"]["ap"] is not None and results["iterations"] == results["curve"][-1]["iteration"]
     assert ("augmented" in results) == ("tta" in name) and ("keypoint" in results) == ("keypoints" in name)
+
+
+def test_a_miniature_of_voc(devkit: Path, tmp_path: Path) -> None:
+    """Both years to train on, and VOC's own measure in the table."""
+    results = carried_out("section5.2/voc-r101-gn-scratch-16x", 0.01, devkit, tmp_path / "out")
+    assert results["iterations"] == 48 and 0 <= results["voc"]["map"] <= 100
+    assert table_rows({"runs": [results]})[0]["VOC mAP"] == f"{results['voc']['map']:.1f}"
+    assert "VOC mAP" not in table_rows({"runs": [results | {"voc": {"map": None}}]})[0]  # nothing to find
+    train_set, val_set = read_data(miniature(RECIPES["section5.2/voc-r101-gn-scratch-16x"], 0.01), devkit)
+    assert {str(name).partition("/")[0] for name in train_set.file_names} == {"VOC2007", "VOC2012"}
+    assert results["instances"] > 0 and len(val_set) == 8
 
 
 @pytest.mark.slow

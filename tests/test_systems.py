@@ -8,6 +8,8 @@ import io
 import json
 import math
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,18 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
 from torchvision.ops import box_iou
 
+from rethink_imagenet import pretraining
 from rethink_imagenet.boxes import generator_of
 from rethink_imagenet.cascade import CascadeHead, moved, switch_to_cascade
+from rethink_imagenet.comparison import compare
 from rethink_imagenet.data import Dataset, read_coco, read_splits, trainable
 from rethink_imagenet.detectors import (
     SMALL,
+    VGG16,
     Detector,
     build,
     cascade_mask_rcnn,
@@ -35,6 +43,9 @@ from rethink_imagenet.detectors import (
     vgg16_faster_rcnn,
 )
 from rethink_imagenet.heads import Cut, Samples, as_rois, sample_proposals
+from rethink_imagenet.plans import Execution, Plan
+from rethink_imagenet.pretraining import load_weights, pixel_statistics
+from rethink_imagenet.scenes import write_crops, write_scenes
 from rethink_imagenet.transforms import read_sample, resize, resized_size
 
 Sample = Callable[[str], Path]
@@ -259,6 +270,97 @@ def test_vgg_keeps_its_scale_through_all_layers(photographs: tuple[list[Tensor],
     print({" ".join(key): f"{value:.3g}" for key, value in spread.items()})
     assert spread["msra", "outputs"] < 30 and spread["msra", "gradients"] < 30
     assert spread["default", "outputs"] > 1e4 and spread["default", "gradients"] > 1e4
+
+
+def test_vgg_takes_all_of_timms_weights_but_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region that is the whole picture comes out of fc7 as in timm's VGG-16 with these weights, to 1e-4."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("vgg16").eval()
+    monkeypatch.setattr(pretraining, "_timm_weights", lambda tag: theirs.state_dict())
+    model = vgg16_faster_rcnn()
+    load_weights(model, "vgg16.tv_in1k")
+    assert pixel_statistics("vgg16.tv_in1k") == (VGG16.conventions.pixel_mean, VGG16.conventions.pixel_std)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        hidden = model.box_head.fcs(F.max_pool2d(model.backbone(images)[0], 2).flatten(1))
+        expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert hidden.std() > 0
+
+
+def test_a_classifier_of_vgg_is_that_of_timm() -> None:
+    """Our own pre-training of VGG-16: the same scores as timm's network with the same weights, to 1e-4."""
+    torch.manual_seed(0)
+    ours, theirs = pretraining.Classifier(7, "vgg16", "none").eval(), timm.create_model("vgg16", num_classes=7).eval()
+    body, hidden = pretraining._parts(theirs.state_dict())
+    ours.body.load_state_dict(body)
+    ours.fcs.load_state_dict({name.removeprefix("fcs."): tensor for name, tensor in hidden.items()})
+    ours.fc.load_state_dict(theirs.head.fc.state_dict())
+    picture = torch.rand(3, 224, 224)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (ours.pixel_mean, ours.pixel_std))
+    with torch.no_grad():
+        expected = theirs(((picture - mean) / std)[None])
+        torch.testing.assert_close(ours.logits([picture]), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def typed(*words: object) -> str:
+    """What a command prints that a user types."""
+    script, *rest = map(str, words)
+    line = [str(Path(sys.executable).parent / script), *rest]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of VGG-16, after two iterations, with fc6 and fc7 of 64 units to be fast."""
+    folder = tmp_path_factory.mktemp("vgg")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretraining, "VGG16", replace(VGG16, hidden=64))
+        crops = write_crops(folder / "crops", number=96)
+        return pretraining.pretrain(crops, folder, "vgg16", "none", epochs=0.1, batch=4, side=32, workers=0)
+
+
+def test_a_miniature_of_vgg_begins_from_our_weights(vgg_weights: Path, sample_data: Sample, tmp_path: Path) -> None:
+    """The pre-trained arm's recipe as a user types it, with a file that our pre-training wrote."""
+    words = ["section5.1/vgg16-pretrained-9x", "--scale", "0.005", "--workers", "0", "--device", "cpu"]
+    shown = typed("rethink_train", *words, "--data", sample_data("coco_mini_by"), "--weights", vgg_weights,
+                  "--out", tmp_path / "out")  # fmt: skip
+    assert "with pre-training" in shown and "the paper: box 35.6" in shown
+    config = json.loads((tmp_path / "out" / "9x" / "config.json").read_text())
+    rules = config["detector"]["conventions"]
+    assert (tuple(rules["pixel_mean"]), tuple(rules["pixel_std"])) == pixel_statistics(vgg_weights)
+
+
+def test_both_arms_of_vgg_are_compared(vgg_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of VGG-16 goes through the comparison as any other, fc6 and fc7 with it."""
+    monkeypatch.setattr(pretraining, "VGG16", replace(VGG16, hidden=64))
+    sets = read_splits(write_scenes(tmp_path / "scenes", train=8, val=2))
+    small = {"hidden": 64, "anchor_scales": (2, 4), "pre_nms": (100, 100), "box_number": 16}
+    plan = Plan(replace(VGG16, num_classes=8, **small), (2,), unit=1, batch=2, short=(96, 96), long=96, evaluations=1)
+    results = compare(plan, *sets, tmp_path / "out", vgg_weights, execution=Execution(workers=0))
+    assert {run["arm"] for run in results["runs"]} == {"scratch", "pretrained"}
+    assert results["pretraining"]["images"] == 8 and results["verdict"]["difference"] is not None
+    model = build(plan.detector)
+    load_weights(model, vgg_weights)
+    with safe_open(vgg_weights, "pt") as file:
+        for mine, name in (("backbone.body.features.0", "features.0"), ("box_head.fcs.2", "fcs.2")):
+            assert torch.equal(model.get_parameter(f"{mine}.weight"), file.get_tensor(f"{name}.weight"))
+
+
+@pytest.mark.slow
+def test_vgg_is_pretrained_by_the_command(tmp_path: Path) -> None:
+    """All of VGG-16, a few iterations of it, into the paper's detector: half a gigabyte."""
+    words = ["--backbone", "vgg16", "--norm", "none", "--batch", "4", "--side", "32", "--epochs", "0.1"]
+    crops = write_crops(tmp_path / "crops", number=96)
+    shown = typed("rethink_pretrain", "--data", crops, "--out", tmp_path / "out", "--device", "cpu", *words)
+    weights = tmp_path / "out" / "run" / "weights.safetensors"
+    assert str(weights) in shown
+    model = vgg16_faster_rcnn()
+    assert load_weights(model, weights)["classes"] == 12
+    with safe_open(weights, "pt") as file:
+        assert torch.equal(model.box_head.get_parameter("fcs.0.weight"), file.get_tensor("fcs.0.weight"))
 
 
 @pytest.mark.slow
