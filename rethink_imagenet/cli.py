@@ -502,8 +502,10 @@ def rethink_compare(
         the same in miniature, in minutes on a laptop; its small bodies are pre-trained on the embedded crops
     """
     if figure:
-        _only_how(rethink_compare, dict(locals()), ("figure", "crops", "side", "epochs", "margin"))
-        execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
+        given = dict(locals())
+        with together():
+            _only_how(rethink_compare, given, ("figure", "crops", "side", "epochs", "margin"))
+            execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         _compare_figure(
             figure, scale, data, Path(out), weights, (crops, side, epochs), margin, seed, precision, strict,
             execution, resume, overwrite,
@@ -678,8 +680,8 @@ def rethink_train(
 def rethink_pretrain(
     data: str = "",  # folder with one sub-folder of images for each class; without, the embedded crops
     out: str = "runs/pretrain",  # folder for the results; the weights are weights.safetensors in it
-    backbone: str = "resnet10_025",  # resnet10_025 or a ResNet of timm
-    norm: str = "gn",  # gn or bn
+    backbone: str = "resnet10_025",  # vgg16, resnet10_025 or a ResNet of timm
+    norm: str = "gn",  # gn or bn; none for vgg16
     epochs: float = 6.0,  # passes over the images
     batch: int = 64,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch
@@ -689,6 +691,7 @@ def rethink_pretrain(
     workers: int = 1,  # processes that decode and augment
     timeout: float = 30.0,  # minutes that several processes wait for each other
     resume: bool = False,  # go on with an unfinished run in --out, or begin where there is none
+    accept: str = "",  # settings that may have changed since then, such as code,processes
     overwrite: bool = False,  # begin anew in --out
 ) -> None:
     """Train the body of a detector as a classifier.
@@ -700,7 +703,8 @@ def rethink_pretrain(
     """
     folder, target = Path(out), device_of(device)
     with together():
-        if min(batch, side) < 1 or seed < 0 or not 0 < epochs < 1e6 or not 0 <= workers <= 512:
+        accepted = execution_of(target, workers, accept=accept).accept
+        if min(batch, side) < 1 or seed < 0 or not 0 < epochs < 1e6:
             raise InputError(f"--batch {batch}, --side {side}, --seed {seed}, --epochs {epochs}: one is out of range")
         Classifier(2, backbone, norm)
         if data:
@@ -708,10 +712,12 @@ def rethink_pretrain(
         config = {"data": data, "backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "rate": rate}
         source = Path(data) if data else folder / "crops"
         if is_first():
-            prepare_folder(folder, config | {"side": side, "seed": seed}, resume, overwrite, [data])
+            prepare_folder(folder, config | {"side": side, "seed": seed}, resume, overwrite, [data], accepted)
             if not source.exists():
                 write_crops(source)
-    weights = pretrain(source, folder / "run", backbone, norm, epochs, batch, rate, side, seed, target, workers)
+    weights = pretrain(
+        source, folder / "run", backbone, norm, epochs, batch, rate, side, seed, target, workers, accepted
+    )
     if is_first():
         results = json.loads((folder / "run" / "results.json").read_text())
         print(f"accuracy {results['top1']:.1f} % on held back images, {results['seconds']:.0f} s\n{weights}")
@@ -824,11 +830,12 @@ def rethink_detect(
 def rethink_report(
     folder: str,  # folder of a comparison, such as runs/compare
 ) -> None:
-    """Write report.html and curves.png of a comparison anew from its results.json.
+    """Write the report of a comparison, or of a figure of the paper, anew from its results.json.
 
     rethink_report runs/compare
     """
-    print(write_report(Path(folder)))
+    of_figure = "figure" in (_settings_in(Path(folder)) or {})
+    print((write_figure if of_figure else write_report)(Path(folder)))
 
 # %% ../nbs/20_cli.ipynb #db8c6715
 @console

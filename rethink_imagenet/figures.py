@@ -287,14 +287,20 @@ def compare_figure(
             for part in {part.body: part for part in parts if part.weights}.values()
         }
     runs = carry_out(parts, folder, execution)
-    return from_first(_gathered(parts, runs, folder, scale, pretraining, command, margin) if is_first() else None)
+    results: dict[str, Any] = {}
+    with together():
+        if is_first():
+            results = _gathered(parts, runs, folder, scale, pretraining, command, margin)
+            text = json.dumps(results, indent=1)
+            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+    return from_first(results)
 
 
 def _gathered(
     parts: Sequence[Part], runs: list[dict[str, Any]], folder: Path, scale: float, pretraining: dict[str, Any],
     command: str, margin: float,
 ) -> dict[str, Any]:  # fmt: skip
-    "What all runs show, written to results.json"
+    "What all runs show"
     rows = rows_of(parts, runs)
     val_sets = {recipe.name: part.val_set for part in parts for recipe in part.training.recipes}
     origins = (
@@ -302,7 +308,7 @@ def _gathered(
         f"({len(part.val_set):,} images)."
         for part in parts
     )
-    results = {
+    return {
         "figure": rows[0]["recipe"].partition("/")[0], "scale": scale, "rows": rows, "runs": runs,
         "differences": differences_of(rows, folder, val_sets, margin), "margin": margin,
         "plans": {part.name: asdict(part.plan) for part in parts}, "pretraining": pretraining,
@@ -310,9 +316,6 @@ def _gathered(
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest(), **circumstances()},
         "command": command,
     }  # fmt: skip
-    text = json.dumps(results, indent=1)
-    write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
-    return results
 
 # %% ../nbs/19c_figures.ipynb #ae0f46d2
 def table_of(

@@ -17,5 +17,6 @@ fi
 ruff check .
 ruff format --check .
 mypy
-OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-pytest "$@"
+export OMP_NUM_THREADS=1  # two at a time are faster than two threads for one
+nbdev_test --n_workers 2 --timing
+pytest --numprocesses 2 --dist worksteal "$@"

@@ -167,7 +167,7 @@ def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -
     """The other one does not wait longer than it was told."""
     out = tmp_path / "out"
     words = [str(COMMAND), "--data", str(scenes), "--out", str(out), *SIZE, *LENGTH, "--unit", "500"]
-    first, second = by_hand([*words, "--timeout", "0.1"], PAIR)
+    first, second = by_hand([*words, "--timeout", "0.2"], PAIR)
     try:
         while first.poll() is None and not checkpoints_of(out / "2x"):
             time.sleep(0.02)
