@@ -684,7 +684,7 @@ def rethink_pretrain(
     norm: str = "gn",  # gn or bn; none for vgg16
     epochs: float = 6.0,  # passes over the images
     batch: int = 64,  # images an iteration
-    rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch
+    rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch; 0.01 suits vgg16
     side: int = 48,  # of the square images in pixels
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto, cpu or cuda
@@ -815,7 +815,7 @@ def rethink_detect(
     rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
     """
     config, folder = load_detector(model)[1], Path(out)
-    categories = [category | {"skeleton": config["skeleton"]} for category in config["categories"]]
+    categories = [category | {"skeleton": config.get("skeleton", [])} for category in config["categories"]]
     dataset = read_image_files(images, config["categories"])
     prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
     found = _detections(model, dataset, augmented, device_of(device), workers=0)

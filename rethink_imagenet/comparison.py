@@ -282,7 +282,7 @@ def run_family(
     longest, results = max(plan.schedules), []
     left = sorted(plan.schedules if only is None else [only], reverse=True)
     if only is None:
-        say(f"{prefix or ('from scratch' if weights is None else 'pre-trained')}: {plan.family}")
+        say(f"{prefix.rstrip('-') or ('from scratch' if weights is None else 'pre-trained')}: {plan.family}")
     while left:
         n = left.pop(0)
         tails = [plan.schedule(m) for m in left]
