@@ -9,7 +9,6 @@ __all__ = ['PLANS', 'parser_of', 'console', 'one_line_faults', 'in_job', 'prepar
 
 # %% ../nbs/20_cli.ipynb #5220e57e
 import argparse
-import errno
 import json
 import os
 import re
@@ -23,14 +22,14 @@ from dataclasses import asdict, replace
 from functools import wraps
 from inspect import cleandoc, signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from fastcore.docments import docments
 from fastcore.script import Param, anno_parser
 
 from . import plans
-from .augmented_testing import DETECTRON_PASSES, AugmentedDetector, WholeSamples
+from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from .backbones import Body
 from .checkpoints import check_settings, claimed, write_atomically
 from .comparison import compare, load_detector, run_family
@@ -63,7 +62,7 @@ from .normalization import nearest
 from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
-from .processes import RunStopped, SharedFault, from_first, is_first, say, together
+from .processes import OF_THE_DISK, RunStopped, from_first, is_first, say, together
 from rethink_imagenet.recipes import (
     RECIPES,
     Recipe,
@@ -76,10 +75,11 @@ from rethink_imagenet.recipes import (
     plan_for,
     read_data,
     recipe_named,
+    seconds_an_iteration,
 )
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
-from .training import Interruption
+from .training import Interrupted, Interruption
 from .transforms import EvaluationSamples
 from .tuning import read_grid, tune
 
@@ -132,9 +132,6 @@ def console(
     return command
 
 # %% ../nbs/20_cli.ipynb #8f9d438d
-_OF_THE_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
-
-
 def one_line_faults(
     command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
@@ -143,19 +140,20 @@ def one_line_faults(
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            with Interruption():
+            with Interruption() as interruption:
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except (InputError, RunStopped) as fault:
-            known_to_all = isinstance(fault, SharedFault | RunStopped) and not isinstance(fault, LostProcess)
-            if speaks() or not known_to_all:
+            if isinstance(fault, LostProcess) and interruption.asked:  # the others were asked too, and were faster
+                fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
+            if speaks() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(str(fault).split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            if error.errno not in _OF_THE_DISK:
+            if error.errno not in OF_THE_DISK:
                 raise
             told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend the folder, and start again"
             print(f"{command.__name__}: {told}", file=sys.stderr, flush=True)
@@ -193,12 +191,11 @@ def _remove(folder: Path, inputs: Sequence[str]) -> None:
     for path in filter(None, inputs):
         if Path(path).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{path}: lies in {folder}, which --overwrite would remove; name another with --out")
-    aside = folder.with_name(folder.name + ".removed")
-    shutil.rmtree(aside, ignore_errors=True)
     with ExitStack() as claims:
         for checkpoints in folder.rglob("checkpoints"):
             claims.enter_context(claimed(checkpoints.parent))
-        folder.rename(aside)
+        aside = Path(mkdtemp(prefix=f"{folder.resolve().name}.removed-", dir=folder.resolve().parent))
+        folder.resolve().rename(aside / "folder")
     shutil.rmtree(aside)
 
 
@@ -212,6 +209,8 @@ def prepare_folder(
 ) -> None:
     "Make a folder for results, or check that the one that exists may be used. Raises InputError"
     config = json.loads(json.dumps({"made_by": "rethink_imagenet"} | config))
+    if overwrite and not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        resume, overwrite = True, False  # what is there is of the attempt before
     theirs = _settings_in(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder}: is not a folder; name another with --out")
@@ -548,6 +547,7 @@ def rethink_compare(
 
 # %% ../nbs/20_cli.ipynb #fae86411
 @console
+@one_line_faults
 def rethink_tune(
     grid: str,  # settings and values, such as "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800"
     data: str = "",  # folder in COCO's layout or VOC devkit; without, the embedded scenes
@@ -570,7 +570,7 @@ def rethink_tune(
         the paper's search for less data (rethink_compare has more options)
     """
     if not grid.strip():
-        raise SystemExit('rethink_tune: the grid is empty; give for example "rate=0.02,0.04"')
+        raise InputError('the grid is empty; give for example "rate=0.02,0.04"')
     rethink_compare(
         grid=grid, data=data, out=out, model=model, schedules=schedules, unit=unit, batch=batch, weights=weights,
         subset=subset, seed=seed, device=device, workers=workers, resume=resume, overwrite=overwrite,
@@ -657,12 +657,11 @@ def rethink_train(
         if is_first() and not dry_run:
             prepare_folder(folder, config, resume, overwrite, [data, train, val, images, weights], execution.accept)
     if dry_run:
-        with TemporaryDirectory() as temporary:
-            say(
-                plans.dry_run(
-                    plan, (sets or _embedded(Path(temporary), subset, seed))[0], execution, [only] if only else []
-                )
-            )
+        with TemporaryDirectory() as temporary:  # of each process its own
+            train_set = sets[0] if sets else read_splits(write_scenes(Path(temporary) / "scenes"))[0]
+            if subset and not sets:
+                train_set = nested_subset(train_set, subset, seed)
+            say(plans.dry_run(plan, train_set, execution, [only] if only else []))
         return
     train_set, val_set = sets or _embedded(folder, subset, seed)
     say(f"training on {execution.device}, {plan.batch} images an iteration")
@@ -671,7 +670,7 @@ def rethink_train(
         table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
         if recipe:
-            print(f"the paper: {_paper(recipe_named(recipe))}")
+            print("\n".join(filter(None, (f"the paper: {_paper(recipe_named(recipe))}", caution_of({"scale": scale})))))
 
 # %% ../nbs/20_cli.ipynb #3cd78d60
 @console
@@ -740,8 +739,8 @@ def _detections(model: str, dataset: Dataset, augmented: bool, device: str, work
         raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
     detector.to(device)
     if augmented:
-        names = tuple(config["keypoint_names"])
-        return predict(AugmentedDetector(detector, DETECTRON_PASSES, names), WholeSamples(dataset), workers=workers)
+        names, passes = tuple(config["keypoint_names"]), passes_at(config["short"][1], config["long"])
+        return predict(AugmentedDetector(detector, passes, names), WholeSamples(dataset), workers=workers)
     return predict(detector, EvaluationSamples(dataset, config["short"][1], config["long"]), workers=workers)
 
 
@@ -764,7 +763,7 @@ def rethink_eval(
     data: str = "",  # for a model: folder in COCO's layout or VOC devkit, of which val is taken
     val: str = "",  # for a model: json or VOC list; a json of images alone is predicted on only
     images: str = "",  # folder of the images of a json, where the layout differs
-    augmented: bool = False,  # look at each image in Detectron's 18 passes (scales and flips)
+    augmented: bool = False,  # look at each image in 18 passes (scales and flips) around the run's own scale
     submission: str = "",  # name of the method: write the zips that COCO's evaluation server takes
     out: str = "runs/eval",  # new folder for what a model detects
     device: str = "auto",  # auto, cpu or cuda
@@ -806,7 +805,7 @@ def rethink_detect(
     model: str,  # folder of a run, such as runs/train/6x
     images: Words,  # image files
     score: float = 0.5,  # smallest score to draw, 0 to 1
-    augmented: bool = False,  # look at each image in Detectron's 18 passes (scales and flips)
+    augmented: bool = False,  # look at each image in 18 passes (scales and flips) around the run's own scale
     out: str = "runs/detect",  # new folder for pictures and detections.json
     device: str = "auto",  # auto, cpu or cuda
 ) -> None:
@@ -870,7 +869,11 @@ def _in_full(recipe: Recipe) -> str:
     plan, spent = recipe.base, cost(recipe)
     schedule, detector = plan.schedule(recipe.times), plan.detector
     heads = [name for name, there in (("masks", detector.masks), ("keypoints", detector.keypoints)) if there]
-    hours = "not known" if spent.gpu_hours is None else f"{spent.gpu_hours:,.0f} GPU-hours on P100, by a rough rate"
+    hours = "GPU-hours not known"
+    if spent.gpu_hours is not None:
+        pace = seconds_an_iteration(detector.backbone)
+        hours = f"{spent.gpu_hours:,.0f} GPU-hours at {pace:.2f} s for 16 images of 800 x 1333 on eight P100 (a line "
+        hours += "through Detectron's R50 and R101)"
     lines = [
         f"{recipe.name} ({recipe.source}, {recipe.arm})",
         f"detector: {detector.backbone}, norm {detector.norm}, {' and '.join(heads) or 'boxes only'}"

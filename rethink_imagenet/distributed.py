@@ -35,7 +35,7 @@ def launched_as() -> tuple[int, int, int] | None:  # rank, processes in all, ran
         if not os.environ.get(name, "1").isdecimal():
             raise SharedFault(f"{name} is {os.environ[name]}, which is no number; start with torchrun")
     number, processes, local = (int(os.environ[name]) for name in numbers[:3])
-    if not 0 <= number < processes:
+    if number >= processes:
         raise SharedFault(f"RANK {number} with WORLD_SIZE {processes}: ranks go from 0 to {processes - 1}")
     return number, processes, local
 

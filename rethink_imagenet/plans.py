@@ -230,6 +230,16 @@ def measure_step(
     return StepCost(images, seconds, parameters, memory)
 
 # %% ../nbs/13b_plans.ipynb #c6faddd4
+def _seconds(plan: Plan, cost: StepCost, iterations: int, train_set: Dataset, execution: Execution) -> float:
+    "Of so many iterations; those before a switch to cascade are measured for themselves"
+    share = -(-plan.batch // world_size())
+    if not plan.cascade_last:
+        return cost.seconds / cost.images * share * iterations
+    plain = measure_step(plan.before_switch, train_set, execution)
+    before, after = (step.seconds / step.images * share for step in (plain, cost))
+    return before * plan.switch_point + after * plan.cascade_last
+
+
 def dry_run(
     plan: Plan,  # that would be carried out
     train_set: Dataset,  # to train on
@@ -243,11 +253,11 @@ def dry_run(
     keypoints = plan.detector.keypoints > 0
     seen = samples_seen(train_set, iterations * plan.batch, plan.short, plan.long, keypoints)
     cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
-    hours = cost.seconds / cost.images * share * iterations / 3600
+    hours = _seconds(plan, cost, iterations, train_set, execution) / 3600
     together = min(share, execution.at_once or share)
     fixed = 3 * cost.parameters  # weights, gradients, momentum
     memory = fixed + max(0, cost.memory - fixed) * together / cost.images
-    files = 2 * len(runs) + (len(plan.family.branch_points) if longest in runs else 0)
+    files = 2 * (len(runs) + (plan.cascade_last > 0)) + (len(plan.family.branch_points) if longest in runs else 0)
     return "\n".join(
         (
             f"{plan.family if not lengths else f'{iterations:,} iterations'}, {plan.batch} images each",

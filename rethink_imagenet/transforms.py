@@ -8,6 +8,7 @@ __all__ = ['Target', 'DETECTRON_MEAN', 'DETECTRON_STD', 'read_sample', 'resized_
            'batch_images']
 
 # %% ../nbs/02_transforms.ipynb #88d3def0
+import multiprocessing
 import os
 import signal
 import threading
@@ -225,7 +226,12 @@ def _packed_batch(batch: list[Any]) -> list[Any]:
 
 def _batches(loader: DataLoader) -> Generator[tuple[list[Tensor], list[Target]]]:
     "Images and targets of each batch; raises the InputError that a worker met"
-    iterator: Any = iter(loader)
+    try:
+        iterator: Any = iter(loader)
+    except BaseException:  # of an interruption, with some workers started
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
     try:
         for batch in iterator:
             for sample in batch:
@@ -257,10 +263,10 @@ class _Positions:
 
 
 def _is_there(process: int) -> bool:
-    "Whether a process of that number exists"
+    "Whether a process of ours has that number"
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
@@ -272,7 +278,7 @@ def _serve(worker: int, main: int) -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent and _is_there(main):
+        while os.getppid() == parent and _is_there(main):  # the parent may be a server of processes
             time.sleep(1)
         os._exit(1)  # the main process was killed, and nobody will take what stands in the queue
 

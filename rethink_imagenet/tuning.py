@@ -19,7 +19,7 @@ from .comparison import run_schedule
 from .data import Dataset, InputError
 from .normalization import nearest
 from .plans import Execution, Plan
-from .processes import is_first, say
+from .processes import is_first, say, together
 
 # %% ../nbs/18b_tuning.ipynb #e3d9b83f
 Value = float | tuple[int, int]
@@ -86,9 +86,10 @@ def tune(
         key for key, values in grid.items() if len(values) > 2 and combinations[best][key] in (values[0], values[-1])
     ]
     record = {"tried": tried, "chosen": tried[best]["values"], "at_the_edge": edges}
-    if is_first():
-        text = json.dumps(record, indent=1)
-        write_atomically(folder / "tuning.json", lambda partial: partial.write_text(text))
+    with together():
+        if is_first():
+            text = json.dumps(record, indent=1)
+            write_atomically(folder / "tuning.json", lambda partial: partial.write_text(text))
     return replace(plan, **combinations[best]), record
 
 

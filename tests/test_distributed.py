@@ -215,6 +215,28 @@ def test_a_fault_of_one_is_told_once(scenes: Path, tmp_path: Path) -> None:
     assert statuses == [1, 1] and len(lines) == 1 and "could not be written" in lines[0], lines
 
 
+def test_both_processes_are_asked_to_stop(tmp_path: Path) -> None:
+    """SIGTERM to both, wherever they are, in iterations or in a long evaluation: status 75 and one line, then on."""
+    scenes = write_scenes(tmp_path / "scenes", train=12, val=60)
+    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH, "--resume"]
+    for _ in range(3):  # every second iteration is followed by an evaluation
+        before = checkpoints_of(tmp_path / "out" / "2x")[-1:]
+        pair = by_hand([*words, "--unit", "9"], PAIR)
+        while pair[0].poll() is None and checkpoints_of(tmp_path / "out" / "2x")[-1:] == before:
+            time.sleep(0.02)
+        for process in pair:
+            process.send_signal(signal.SIGTERM)
+        statuses, lines = ends(pair)
+        assert statuses == [75, 75] and len(lines) == 1 and "stopped" in lines[0], lines
+
+
+def test_a_dry_run_of_two_processes() -> None:
+    pair = by_hand([str(COMMAND), "--dry-run", *SIZE, *LENGTH], PAIR)
+    said = [process.communicate(timeout=100) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert "30 iterations, 4 images each" in said[0][0] and said[1][0] == ""
+
+
 def test_more_processes_than_images_and_uneven_shares(tmp_path: Path) -> None:
     """One image to evaluate on, five an iteration to train on."""
     scenes = write_scenes(tmp_path / "scenes", train=12, val=1)
@@ -244,7 +266,7 @@ class Samples:
 
 
 class Linear(nn.Module):
-    "Its loss is infinite on image 13, and so is a statistic"
+    "Its loss is infinite on image 11, which the first process sees, and so is a statistic"
 
     def __init__(self):
         super().__init__()
@@ -252,7 +274,7 @@ class Linear(nn.Module):
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
 
     def forward(self, images, targets):
-        bad = math.inf if any(target["image_id"] == 13 for target in targets) else 1.0
+        bad = math.inf if any(target["image_id"] == 11 for target in targets) else 1.0
         self.mean += bad
         values = [(image.mean(dim=(1, 2)) * self.weight).sum() * bad for image in images]
         return {"loss": torch.stack(values).square().mean()}
