@@ -54,6 +54,7 @@ from rethink_imagenet.plans import Execution, Plan
 from rethink_imagenet.pretraining import load_weights, pixel_statistics
 from rethink_imagenet.scenes import write_crops, write_scenes
 from rethink_imagenet.transforms import read_sample, resize, resized_size
+from rethink_imagenet.weights import read_weights
 
 Sample = Callable[[str], Path]
 Target = dict[str, Any]
@@ -415,6 +416,22 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(as_detectron(random_body("frozen_bn"), "bn"), "bn1.running_mean is missing", norm="syncbn")
     refused({"model": as_detectron2(body) | {"stem.fc.weight": ZERO}}, "stem.fc.weight is left over")  # red first
     refused({"model": {"stem.conv1.weight": Command()}}, f"it asks for {os.system.__module__}.system")
+
+
+def test_a_pickle_of_python_2(tmp_path: Path) -> None:
+    """Detectron's files are of Python 2, whose strings and bytes are one kind: opcode U, a length and the bytes."""
+
+    def string(content: bytes) -> bytes:
+        return b"U" + bytes([len(content)]) + content
+
+    array = np.arange(6, dtype="<f4").reshape(2, 3)
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R"
+    kind = b"cnumpy\ndtype\n" + string(b"f4") + b"K\x00K\x01\x87R(K\x03" + string(b"<")
+    kind += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    content = empty + b"(K\x01K\x02K\x03\x86" + kind + b"\x89" + string(array.tobytes()) + b"tb"
+    (tmp_path / "R.pkl").write_bytes(b"\x80\x02}" + string(b"conv1_w") + content + b"s.")
+    (read,) = read_weights(tmp_path / "R.pkl").items()
+    assert read[0] == "conv1_w" and torch.equal(read[1], torch.arange(6.0).view(2, 3))
 
 
 class Command:
