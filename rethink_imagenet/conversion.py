@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'to_torchvision', 'from_torchvision', 'torchvision_model', 'to_detectron2', 'from_detectron2',
-           'read_detector_weights', 'load_published']
+           'load_published']
 
 # %% ../nbs/16b_conversion.ipynb #e36710a4
-import pickle
 import re
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models import get_model
@@ -26,13 +23,14 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from .checkpoints import check_fit, read_tensors
+from .checkpoints import check_fit
 from .conventions import DETECTRON2, TORCHVISION
 from .data import InputError
 from .detectors import Detector, DetectorConfig
 from .normalization import nearest, norm_layer
 from .proposals import RATIOS
 from .transforms import DETECTRON_STD
+from .weights import DETECTRON2_BODY, read_weights, renamed
 
 # %% ../nbs/16b_conversion.ipynb #a871994a
 _TORCHVISION_NAMES = (
@@ -49,12 +47,6 @@ _TORCHVISION_NAMES = (
 )
 
 _DETECTRON2_NAMES = (
-    (r"^backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
-    (r"^backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
-    (r"^backbone\.body\.layer(\d)\.(\d+)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"^backbone\.fpn\.(lateral|output)\.(\d)\.0\.", lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 2}."),
     (r"^backbone\.fpn\.(lateral|output)\.(\d)\.1\.", lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 2}.norm."),
     (r"^rpn\.head\.conv\.", "proposal_generator.rpn_head.conv."),
@@ -72,11 +64,10 @@ _DETECTRON2_NAMES = (
 )
 
 
-def _renamed(name: str, substitutions: tuple[Any, ...]) -> str:
-    "A name after all substitutions"
-    for pattern, replacement in substitutions:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _detectron2_name(name: str) -> str:
+    "detectron2's name of one of our tensors"
+    body = name.removeprefix("backbone.body.")
+    return renamed(name, _DETECTRON2_NAMES) if body == name else f"backbone.bottom_up.{renamed(body, DETECTRON2_BODY)}"
 
 
 def _torchvision_name(name: str, convolutions: int) -> str:
@@ -85,7 +76,7 @@ def _torchvision_name(name: str, convolutions: int) -> str:
         if convolutions:
             return f"roi_heads.box_head.{convolutions + 1 + int(found[1])}.{found[2]}"
         return f"roi_heads.box_head.fc{6 + int(found[1]) // 2}.{found[2]}"
-    return _renamed(name, _TORCHVISION_NAMES)
+    return renamed(name, _TORCHVISION_NAMES)
 
 # %% ../nbs/16b_conversion.ipynb #8306a2e2
 _OLDER_NAMES = (
@@ -110,7 +101,7 @@ def from_torchvision(
 ) -> None:
     "Take torchvision's weights, which must fit exactly. Raises InputError"
     names = {name: _torchvision_name(name, model.config.box_layers[0]) for name in model.state_dict()}
-    state = {_renamed(name, _OLDER_NAMES): tensor for name, tensor in state.items()}
+    state = {renamed(name, _OLDER_NAMES): tensor for name, tensor in state.items()}
     check_fit(state, {names[name]: tensor.shape for name, tensor in model.state_dict().items()}, source)
     model.load_state_dict({name: state[theirs] for name, theirs in names.items()})
 
@@ -184,7 +175,7 @@ def to_detectron2(
     model: Detector,  # a ResNet-FPN detector
 ) -> dict[str, Tensor]:  # what detectron2 expects under "model" in a checkpoint
     "Our weights under detectron2's names, with the statistics of the pixels"
-    state = {_renamed(n, _DETECTRON2_NAMES): _as_detectron2(n, t).clone() for n, t in model.state_dict().items()}
+    state = {_detectron2_name(n): _as_detectron2(n, t).clone() for n, t in model.state_dict().items()}
     rules = model.config.conventions
     return state | {"pixel_mean": _blue_first(rules.pixel_mean), "pixel_std": _blue_first(rules.pixel_std)}
 
@@ -203,77 +194,11 @@ def from_detectron2(
             raise InputError(f"{source}: {key} is {shown}, the model's {expected.flatten().tolist()} (blue first)")
     state = {name: tensor for name, tensor in state.items() if ".anchor_generator." not in name}
     own = model.state_dict()
-    names = {name: _renamed(name, _DETECTRON2_NAMES) for name in own}
+    names = {name: _detectron2_name(name) for name in own}
     counters = {names[name]: own[name] for name in own if name.endswith("num_batches_tracked")}
     state = counters | state
     check_fit(state, {names[name]: _as_detectron2(name, own[name]).shape for name in own}, source)
     model.load_state_dict({name: _from_detectron2(name, state[theirs]) for name, theirs in names.items()})
-
-# %% ../nbs/16b_conversion.ipynb #33738ed6
-def _empty_array(_: object, shape: tuple[int, ...], kind: bytes | str) -> np.ndarray:
-    "What numpy's pickles begin an array with; its content follows"
-    if shape != (0,) or kind not in (b"b", "b"):
-        raise pickle.UnpicklingError("an array that does not begin empty")
-    return np.empty(0, np.int8)
-
-
-def _scalar(kind: np.dtype, content: bytes) -> Any:
-    "A number of numpy's"
-    return np.frombuffer(content, kind)[0]
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    "The bytes of an array as protocol 2 spells them"
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in {encoding}")
-    return text.encode("latin1")
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _bytes,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    "Numpy arrays and plain containers, and nothing else"
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _ADMITTED[module, name]
-
-# %% ../nbs/16b_conversion.ipynb #3728187c
-def read_detector_weights(
-    path: str | Path,  # a .pkl of detectron2's model zoo, or a .pth or .pt of detectron2, torchvision or ours
-) -> dict[str, Tensor]:  # the names as in the file
-    "The tensors of a detector in a file, without running anything that is in it. Raises InputError"
-    path = Path(path)
-    if path.suffix != ".pkl":
-        content = read_tensors(path)
-    elif not path.is_file():
-        raise InputError(f"{path}: no such file")
-    else:
-        try:
-            with path.open("rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # whatever a damaged or hostile pickle leads to
-            raise InputError(f"{path}: not a pickle of arrays ({error})") from None
-    content = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: holds no weights")
-    tensors = {}
-    for name, value in content.items():
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.array(value))
-        if not isinstance(value, Tensor):
-            raise InputError(f"{path}: {name} is no array of numbers")
-        tensors[name] = value
-    return tensors
 
 # %% ../nbs/16b_conversion.ipynb #c7f10329
 _PLAIN = replace(DETECTRON2, pixel_std=DETECTRON_STD)
@@ -296,6 +221,6 @@ def load_published(
     "A detector with published weights of detectron2 or torchvision. Raises InputError"
     if name not in PUBLISHED:
         raise nearest(name, list(PUBLISHED), "published model")
-    model, state = Detector(PUBLISHED[name]), read_detector_weights(path)
+    model, state = Detector(PUBLISHED[name]), read_weights(path)
     (from_torchvision if PUBLISHED[name].num_classes == 90 else from_detectron2)(model, state, str(path))
     return model

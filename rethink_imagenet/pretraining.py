@@ -8,7 +8,7 @@ __all__ = ['Classifier', 'ClassificationSamples', 'pretrain', 'load_weights', 'p
 # %% ../nbs/16_pretraining.ipynb #8c1488cc
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +26,7 @@ from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
-from .checkpoints import code_digest, load_state, read_tensors, write_atomically
+from .checkpoints import code_digest, load_state, write_atomically
 from .conventions import DETECTRON, Conventions
 from .data import InputError
 from .detectors import VGG16, Detector
@@ -45,6 +44,7 @@ from .schedules import Schedule
 from .training import Pace, seed_everything, train
 from .transforms import Target, batch_images, evaluation_batches
 from .vgg import VGGBackbone, VGGBody, body_named
+from .weights import as_body, metadata_of, read_weights
 
 # %% ../nbs/16_pretraining.ipynb #0225700c
 def _fc6_fc7() -> nn.Sequential:
@@ -229,35 +229,9 @@ def pretrain(
     return path
 
 # %% ../nbs/16_pretraining.ipynb #51d73923
-def _of_safetensors(path: Path, read: Callable[[Any], Any]) -> Any:
-    "What `read` takes from a safetensors file. Raises InputError"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            return read(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    "What a file says of its weights: nothing, if it is not of ours"
-    return _of_safetensors(path, lambda file: file.metadata() or {}) if path.suffix == ".safetensors" else {}
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    "Tensors of a safetensors file, or the state dict in a file of torch.save. Raises InputError"
-    if path.suffix == ".safetensors":
-        return _of_safetensors(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    content = read_tensors(path)
-    for key in ("state_dict", "model"):
-        content = content[key] if isinstance(content.get(key), dict) else content
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-
-
 def _is_file(source: str | Path) -> bool:
     "Whether weights are in a file, and not a tag of timm"
-    return Path(source).suffix in (".safetensors", ".pt", ".pth") or Path(source).exists()
+    return Path(source).suffix in (".safetensors", ".pkl", ".pt", ".pth") or Path(source).exists()
 
 
 def _check_tag(tag: str) -> None:
@@ -304,7 +278,7 @@ def _heads_with_fc6_fc7(detector: Detector) -> list[BoxHead]:
 
 def _check_pixels(rules: Conventions, source: Path) -> None:
     "Raises InputError if a detector sees other pixels than those that a file says its weights were trained with"
-    told = json.loads(_metadata(source).get("pixels", "null"))
+    told = json.loads(metadata_of(source).get("pixels", "null"))
     if told and told != [list(rules.pixel_mean), list(rules.pixel_std)]:
         raise InputError(
             f"{source}: trained with pixels of mean and deviation {told}, but the detector normalizes them by "
@@ -314,17 +288,22 @@ def _check_pixels(rules: Conventions, source: Path) -> None:
 # %% ../nbs/16_pretraining.ipynb #52dbc508
 def load_weights(
     model: Detector | Body | VGGBody,  # a detector, or the body of one alone
-    source: str | Path,  # a safetensors file, a file of torch.save, or a tag of timm such as resnet50_gn.a1h_in1k
+    source: str | Path,  # a file that `read_weights` takes, or a tag of timm such as resnet50_gn.a1h_in1k
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
-    "Give a body, and fc6 and fc7 of VGG-16, pre-trained weights, which must fit exactly. Raises InputError"
+    """Give a body, and fc6 and fc7 of VGG-16, pre-trained weights, which must fit exactly. Raises InputError.
+
+    Files of Detectron and detectron2 do not say which network they are of. Expect pixels of `DETECTRON`, and the stride
+    in the 3x3 convolution, of their GN models; in the 1x1 (`stride_in_1x1`) of MSRA's R-50 and R-101 with frozen BN.
+    """
     path, is_file = Path(source), _is_file(source)
-    state, hidden = _parts(_read_weights(path) if is_file else _timm_weights(str(source)))
-    load_state(model.backbone.body if isinstance(model, Detector) else model, state, path)
+    state, hidden = _parts(read_weights(path) if is_file else _timm_weights(str(source)))
+    body = model.backbone.body if isinstance(model, Detector) else model
+    load_state(body, as_body(body, state), path)
     if isinstance(model, Detector):
         _check_pixels(model.config.conventions, path)
         for head in _heads_with_fc6_fc7(model):
             load_state(nn.ModuleDict({"fcs": head.fcs}), hidden, path)
-    return json.loads(_metadata(path).get("cost", "{}")) if is_file else {}
+    return json.loads(metadata_of(path).get("cost", "{}")) if is_file else {}
 
 
 def pixel_statistics(
@@ -335,7 +314,7 @@ def pixel_statistics(
     if not source:
         return _usual_pixels(backbone)
     if _is_file(source):
-        told = json.loads(_metadata(Path(source)).get("pixels", "null"))
+        told = json.loads(metadata_of(Path(source)).get("pixels", "null"))
         return (tuple(told[0]), tuple(told[1])) if told else _usual_pixels(backbone)
     _check_tag(str(source))
     config: Any = timm.get_pretrained_cfg(str(source))

@@ -134,13 +134,22 @@ class Recipe:
         return replace(self.base, detector=replace(detector, num_classes=num_classes, keypoints=points))
 
 # %% ../nbs/17_recipes.ipynb #a170000c
+def _body_of(recipe: Recipe) -> tuple[str, str]:
+    "What weights are looked up by"
+    return recipe.base.detector.backbone, recipe.base.detector.norm
+
+
 OPEN: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     (lambda r: True, "One seed, 0; the paper names none."),
     (lambda r: r.arm == "pretrained", "Nothing is frozen; Detectron freezes the first two stages in fine-tuning."),
     (lambda r: r.arm == "pretrained" and r.weights is not None,
-     "Weights of timm, which were trained by other recipes than the authors' own, and the pixel statistics of these."),
-    (lambda r: r.arm == "pretrained" and r.weights is None,
-     "timm has no weights of this body and norm: name Detectron's, or pre-train with rethink_pretrain."),
+     "Weights of timm, which were trained by other recipes than the authors' own."),
+    (lambda r: _body_of(r) in WEIGHTS,
+     "Pixels normalized as timm's weights of this body want them, in both arms."),
+    (lambda r: r.arm == "pretrained" and _body_of(r) == ("resnet101", "gn"),
+     "timm has no weights of this body and norm: name Detectron's R-101-GN.pkl, or pre-train with rethink_pretrain."),
+    (lambda r: r.arm == "pretrained" and _body_of(r) not in (*WEIGHTS, ("resnet101", "gn")),
+     "Neither timm nor Detectron has weights of this body and norm: pre-train with rethink_pretrain."),
     (lambda r: r.base.detector.norm == "syncbn", "SyncBN in FPN and heads as well as in the body."),
     (lambda r: r.base.short[0] < r.base.short[1],
      "The shorter side is any whole number of the range; Detectron draws from a list."),
@@ -162,9 +171,14 @@ OPEN: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     (lambda r: r.data in ("coco-10k", "coco-3.5k", "coco-1k"),
      "The images are drawn by seed, the smaller sets within the larger; the rate drops by the rule of 1x = "
      "20,000 iterations for 10k, 10,000 for 3.5k and 5,000 for 1k."),
+    (lambda r: r.data in ("coco-10k", "coco-3.5k", "coco-1k"),
+     "Scales, rate and decay factor are those found for 35k; the paper searched again and does not print what it "
+     "found."),
     (lambda r: r.data == "voc",
      "trainval2007 and train2012 as the text names them: 10,728 images, not its 15k; the rate drops by the rule of "
      "1x = 9,000 iterations; mAP is the area under the curve, not the mean of eleven points."),
+    (lambda r: r.data == "voc",
+     "Scales from [640, 800] and a rate of .02; the paper says only 'training-time augmentation'."),
 )  # fmt: skip
 
 # %% ../nbs/17_recipes.ipynb #a170000e

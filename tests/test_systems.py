@@ -1,4 +1,5 @@
-"""The paper's other systems on photographs: Keypoint R-CNN, Cascade Mask R-CNN and the switch to it, VGG-16, X152.
+"""The paper's other systems on photographs: Keypoint R-CNN, Cascade Mask R-CNN and the switch to it, VGG-16, X152,
+and the weights that the authors began from.
 
 `pytest -m slow tests/test_systems.py` makes a step with the paper's largest model and prints its memory and time.
 """
@@ -7,6 +8,9 @@ import contextlib
 import io
 import json
 import math
+import os
+import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -29,10 +34,12 @@ from torchvision.models.detection import roi_heads
 from torchvision.ops import box_iou
 
 from rethink_imagenet import pretraining
+from rethink_imagenet.backbones import Body
 from rethink_imagenet.boxes import generator_of
 from rethink_imagenet.cascade import CascadeHead, moved, switch_to_cascade
 from rethink_imagenet.comparison import compare
-from rethink_imagenet.data import Dataset, read_coco, read_splits, trainable
+from rethink_imagenet.conventions import DETECTRON
+from rethink_imagenet.data import Dataset, InputError, read_coco, read_splits, trainable
 from rethink_imagenet.detectors import (
     SMALL,
     VGG16,
@@ -47,6 +54,7 @@ from rethink_imagenet.plans import Execution, Plan
 from rethink_imagenet.pretraining import load_weights, pixel_statistics
 from rethink_imagenet.scenes import write_crops, write_scenes
 from rethink_imagenet.transforms import read_sample, resize, resized_size
+from rethink_imagenet.weights import read_weights
 
 Sample = Callable[[str], Path]
 Target = dict[str, Any]
@@ -301,6 +309,136 @@ def test_a_classifier_of_vgg_is_that_of_timm() -> None:
     with torch.no_grad():
         expected = theirs(((picture - mean) / std)[None])
         torch.testing.assert_close(ours.logits([picture]), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+ZERO = np.zeros(1, np.float32)
+LEFT_OUT = "conv1_b", "fc1000_w", "fc1000_b"
+CAFFE2 = {"weight": "s", "bias": "b"}  # of a scale and a shift
+
+
+def as_detectron(body: Body, kind: str) -> dict[str, Any]:
+    """A body's tensors as Detectron's files have them, blue first; kind is gn or bn, whose statistics are folded."""
+    blobs = {"conv1_w": body.conv1.weight.detach().numpy()[:, ::-1].copy()}
+    stem = "conv1_gn" if kind == "gn" else "res_conv1_bn"
+    places = [(stem, body.bn1, None)]
+    for stage, blocks in enumerate((body.layer1, body.layer2, body.layer3, body.layer4), 2):
+        for number, block in enumerate(blocks):
+            where = f"res{stage}_{number}_branch"
+            parts = [(block.conv1, block.bn1, "2a"), (block.conv2, block.bn2, "2b")]
+            parts += [(block.conv3, block.bn3, "2c")] if hasattr(block, "conv3") else []
+            parts += [(*block.downsample, "1")] if block.downsample is not None else []
+            places += [(f"{where}{name}_{kind}", norm, (f"{where}{name}_w", conv)) for conv, norm, name in parts]
+    for name, norm, convolution in places:
+        blobs |= {f"{name}_{CAFFE2[key]}": getattr(norm, key).detach().numpy() for key in CAFFE2}
+        if convolution:
+            blobs[convolution[0]] = convolution[1].weight.detach().numpy()
+    return blobs
+
+
+def as_detectron2(body: Body) -> dict[str, Any]:
+    """A body's tensors as detectron2's files have them, blue first."""
+    tensors = {}
+    for name, tensor in body.state_dict().items():
+        words = name.split(".")
+        *layer, kind = words
+        if layer[0].startswith("layer"):
+            layer[0] = f"res{int(layer[0][5:]) + 1}"
+        else:
+            layer.insert(0, "stem")
+        if layer[-1].startswith("bn"):
+            layer[-1:] = [f"conv{layer[-1][2:]}", "norm"]
+        if layer[-2] == "downsample":
+            layer[-2:] = ["shortcut"] if layer[-1] == "0" else ["shortcut", "norm"]
+        if kind != "num_batches_tracked":  # never in these files
+            tensors[".".join([*layer, kind])] = tensor.numpy()
+    return tensors | {"stem.conv1.weight": tensors["stem.conv1.weight"][:, ::-1].copy()}
+
+
+def random_body(norm: str, backbone: str = "resnet26") -> Body:
+    """All tensors at random; statistics as Detectron's affine maps have them where BN is frozen."""
+    body = Body(backbone, norm).eval()
+    for name, tensor in body.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.fill_(1 - 1e-5) if norm == "frozen_bn" else tensor.uniform_(0.5, 2)
+        elif name.endswith("running_mean"):
+            tensor.zero_() if norm == "frozen_bn" else tensor.normal_()
+        elif ".bn" in name or name.startswith("bn1") or ".downsample.1" in name:
+            tensor.uniform_(0.5, 1.5) if tensor.is_floating_point() else tensor.fill_(3)
+    return body
+
+
+FILES = {
+    "Detectron's GN": ("gn", lambda body: {**as_detectron(body, "gn"), "pred_w": ZERO, "pred_b": ZERO}),
+    "Detectron's blobs": ("gn", lambda body: {"blobs": as_detectron(body, "gn") | {"conv1_w_momentum": ZERO}}),
+    "Detectron's BN": ("frozen_bn", lambda body: as_detectron(body, "bn") | dict.fromkeys(LEFT_OUT, ZERO)),
+    "detectron2's GN": ("gn", lambda body: {"model": as_detectron2(body), "matching_heuristics": True}),
+    "detectron2's BN": ("bn", lambda body: {"model": as_detectron2(body), "__author__": "somebody"}),
+    "detectron2's frozen BN": ("frozen_bn", lambda body: {"model": as_detectron2(body)}),
+    "with the prefix": ("gn", lambda body: {"model": {f"backbone.bottom_up.{name}": array
+                                                      for name, array in as_detectron2(body).items()}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet26"])
+def test_files_of_detectron_and_detectron2(kind: str, backbone: str, tmp_path: Path) -> None:
+    """Bit for bit the features of the body whose weights were written, and in a detector bit for bit its tensors."""
+    torch.manual_seed(0)
+    norm, write = FILES[kind]
+    theirs, path, images = random_body(norm, backbone), tmp_path / "R-26.pkl", torch.randn(2, 3, 64, 96)
+    path.write_bytes(pickle.dumps(write(theirs), protocol=2))
+    ours, detector = Body(backbone, norm).eval(), build(replace(SMALL, backbone=backbone, norm=norm)).eval()
+    for model in (ours, detector):
+        assert load_weights(model, path) == {}
+    taken = detector.backbone.body.state_dict()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(taken[name], tensor) or name.endswith("num_batches_tracked"), name
+    with torch.no_grad():
+        for mine, expected in zip(ours(images), theirs(images), strict=True):
+            assert torch.equal(mine, expected) and mine.std() > 0
+    assert pixel_statistics(path) == (DETECTRON.pixel_mean, DETECTRON.pixel_std)
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """What is missing, left over, of another network, or not a tensor at all is named."""
+    body, path = random_body("gn"), tmp_path / "R-26.pkl"
+    whole = as_detectron(body, "gn")
+
+    def refused(content: Any, words: str, norm: str = "gn", backbone: str = "resnet26") -> None:
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(InputError, match=re.escape(words)) as caught:
+            load_weights(Body(backbone, norm), path)
+        assert str(path) in str(caught.value)
+
+    refused({n: a for n, a in whole.items() if n != "res3_1_branch2b_gn_s"}, "layer2.1.bn2.weight is missing")
+    refused(whole | {"fpn_inner_res5_2_sum_w": ZERO}, "fpn_inner_res5_2_sum_w is left over")
+    refused(whole, "layer1.2.conv1.weight is missing", backbone="resnet50")
+    refused(as_detectron(random_body("frozen_bn"), "bn"), "bn1.running_mean is missing", norm="syncbn")
+    refused({"model": as_detectron2(body) | {"stem.fc.weight": ZERO}}, "stem.fc.weight is left over")  # red first
+    refused({"model": {"stem.conv1.weight": Command()}}, f"it asks for {os.system.__module__}.system")
+
+
+def test_a_pickle_of_python_2(tmp_path: Path) -> None:
+    """Detectron's files are of Python 2, whose strings and bytes are one kind: opcode U, a length and the bytes."""
+
+    def string(content: bytes) -> bytes:
+        return b"U" + bytes([len(content)]) + content
+
+    array = np.arange(6, dtype="<f4").reshape(2, 3)
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R"
+    kind = b"cnumpy\ndtype\n" + string(b"f4") + b"K\x00K\x01\x87R(K\x03" + string(b"<")
+    kind += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    content = empty + b"(K\x01K\x02K\x03\x86" + kind + b"\x89" + string(array.tobytes()) + b"tb"
+    (tmp_path / "R.pkl").write_bytes(b"\x80\x02}" + string(b"conv1_w") + content + b"s.")
+    (read,) = read_weights(tmp_path / "R.pkl").items()
+    assert read[0] == "conv1_w" and torch.equal(read[1], torch.arange(6.0).view(2, 3))
+
+
+class Command:
+    """A program in place of a tensor."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("exit 1",)
 
 
 def typed(*words: object) -> str:
