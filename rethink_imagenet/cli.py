@@ -395,7 +395,9 @@ def _of_recipe(
     weights = weights or recipe.weights or ""
     if (recipe.arm == "pretrained") != bool(weights):
         wrong = (
-            "is from scratch and takes no --weights" if weights else "needs --weights, as rethink_pretrain makes them"
+            "is from scratch and takes no --weights"
+            if weights
+            else "needs --weights, as rethink_pretrain makes them, or Detectron's"
         )
         raise InputError(f"{name}: {wrong}")
     sets = _data_of(recipe, data, strict)
@@ -453,7 +455,7 @@ def rethink_compare(
     out: str = "runs/compare",  # folder for the results
     model: str = "",  # demo, small or paper; by default demo for the scenes and paper for data
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
-    norm: str = "",  # gn or bn; by default gn
+    norm: str = "",  # gn, syncbn, bn, frozen_bn or none; by default gn
     schedules: str = "",  # lengths of training in multiples of 1x, such as 2,4,6
     unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
@@ -461,7 +463,7 @@ def rethink_compare(
     short: int = 0,  # shorter side of the images in pixels
     long: int = 0,  # largest longer side of the images in pixels
     scale: float = 1.0,  # of a figure: sides and batch so much smaller, iterations and images by its square
-    weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm; of several bodies a=A,b=B
+    weights: str = "",  # of the pre-trained arm: a file, Detectron's .pkl too, or a tag of timm; of several a=A,b=B
     crops: str = "",  # folder of class folders to pre-train on; by default the embedded crops
     side: int = 48,  # of the crops in pixels
     grid: str = "",  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
@@ -556,7 +558,7 @@ def rethink_tune(
     schedules: str = "",  # lengths of training in multiples of 1x; the longest is tuned
     unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
-    weights: str = "",  # of the pre-trained arm: safetensors, torch.save, or a tag of timm
+    weights: str = "",  # of the pre-trained arm: a file (ours, .pth, Detectron's .pkl) or a tag of timm
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto, cpu or cuda
@@ -589,7 +591,7 @@ def rethink_train(
     out: str = "runs/train",  # folder for the results
     model: str = "",  # demo, small or paper; by default demo for the scenes and paper for data
     backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
-    norm: str = "",  # gn or bn; by default gn
+    norm: str = "",  # gn, syncbn, bn, frozen_bn or none; by default gn
     schedule: str = "6",  # length of training in multiples of 1x; several, such as 2,3,6, share their beginning
     only: float = 0.0,  # of several schedules, train this one; the shorter ones need the longest to have passed them
     unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch

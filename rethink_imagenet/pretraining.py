@@ -26,13 +26,14 @@ from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
-from .checkpoints import code_digest, load_state, write_atomically
+from .checkpoints import claimed_together, code_digest, load_state, write_atomically
 from .conventions import DETECTRON, Conventions
 from .data import InputError
 from .detectors import VGG16, Detector
 from .heads import BoxHead
 from .normalization import nearest
 from rethink_imagenet.processes import (
+    RunStopped,
     is_first,
     rank,
     sum_over_processes,
@@ -182,6 +183,18 @@ def _without_last_layer(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in kept.items()}
 
 # %% ../nbs/16_pretraining.ipynb #cb1a35b0
+def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost: dict[str, float]) -> Path:
+    "The weights, with what they cost and how they see pixels; by the first process, for all"
+    path, names = folder / "weights.safetensors", {key: about[key] for key in ("backbone", "norm")}
+    metadata = names | {"cost": json.dumps(cost), "pixels": json.dumps([model.pixel_mean, model.pixel_std])}
+    content, text = save(_without_last_layer(model), metadata), json.dumps(about | cost, indent=1)
+    with together():
+        if is_first():
+            write_atomically(path, lambda partial: partial.write_bytes(content))
+            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+    return path
+
+
 def pretrain(
     data: str | Path,  # a folder with one sub-folder of images for each class
     folder: Path,  # of the run; an unfinished run in it is continued
@@ -211,22 +224,11 @@ def pretrain(
     def evaluate(_: nn.Module) -> dict[str, float]:
         return {"top1": _accuracy(model, held_back, workers)}
 
-    log = train(model, samples, pace, folder, evaluate, about, workers, accept)
-    cost = {
-        "images": iterations * batch,
-        "pixels": iterations * batch * side**2,
-        "seconds": round(log[-1]["seconds"], 1),
-        "top1": log[-1]["evaluation"]["top1"],
-        "classes": len(samples.classes),
-    }
-    path, metadata = folder / "weights.safetensors", {"cost": json.dumps(cost), "backbone": backbone, "norm": norm}
-    metadata["pixels"] = json.dumps([model.pixel_mean, model.pixel_std])
-    content, text = save(_without_last_layer(model), metadata), json.dumps(about | cost, indent=1)
-    with together():  # nobody reads the weights before they are there
-        if is_first():
-            write_atomically(path, lambda partial: partial.write_bytes(content))
-            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
-    return path
+    with claimed_together(folder):
+        log = train(model, samples, pace, folder, evaluate, about, workers, accept)
+        seen, top1 = iterations * batch, log[-1]["evaluation"]["top1"]
+        cost = {"images": seen, "pixels": seen * side**2, "seconds": round(log[-1]["seconds"], 1)}
+        return _write_weights(model, folder, about, cost | {"top1": top1, "classes": len(samples.classes)})
 
 # %% ../nbs/16_pretraining.ipynb #51d73923
 def _is_file(source: str | Path) -> bool:
@@ -246,6 +248,8 @@ def _timm_weights(tag: str) -> dict[str, Tensor]:
     _check_tag(tag)
     try:
         return timm.create_model(tag, pretrained=True).state_dict()
+    except RunStopped:
+        raise
     except Exception as error:  # whatever the hub client raises when there is no network
         raise InputError(f"weights {tag}: could not be downloaded ({type(error).__name__}: {error})") from None
 

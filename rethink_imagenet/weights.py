@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from .checkpoints import read_tensors
 from .data import InputError
+from .processes import RunStopped
 
 # %% ../nbs/15b_weights.ipynb #33738ed6
 def _empty_array(_: object, shape: tuple[int, ...], kind: bytes | str) -> np.ndarray:
@@ -68,6 +69,8 @@ def _of_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
+    except RunStopped:
+        raise
     except Exception as error:  # whatever a damaged or hostile pickle leads to
         raise InputError(f"{path}: not a pickle of arrays ({error})") from None
 
