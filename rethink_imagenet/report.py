@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'NAMES', 'draw_curves', 'curves_figure', 'draw_losses', 'losses_figure', 'difference_figure', 'table_rows',
-           'text_table', 'png', 'html_image', 'html_table', 'cost_sentence', 'html_document', 'html_page',
-           'write_report']
+           'text_table', 'png', 'html_image', 'html_table', 'cost_columns', 'cost_sentence', 'html_document',
+           'html_page', 'write_report']
 
 # %% ../nbs/19_report.ipynb #c7b98844
 import base64
@@ -162,12 +162,27 @@ def html_table(
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def cost_columns(
+    cost: dict[str, Any],  # images, pixels, seconds; None or left out where not known
+) -> dict[str, str]:  # images, Gpx, seconds
+    "A cost, ready to print"
+    units = {"images": ("images", 1, ",.0f"), "pixels": ("Gpx", 1e9, ",.2f"), "seconds": ("seconds", 1, ",.0f")}
+    return {
+        title: "not recorded" if cost.get(key) is None else format(cost[key] / unit, form)
+        for key, (title, unit, form) in units.items()
+    }
+
+
 def cost_sentence(
     pretraining: dict[str, Any],  # weights, and what they cost as far as known
 ) -> str:
     "What is known of the price of pre-training"
     if "seconds" not in pretraining:
-        return f"Pre-trained weights: {pretraining['weights']}; what they cost is not recorded in them and not counted."
+        said = f"Pre-trained weights: {pretraining['weights']}; what they cost is not recorded in them"
+        if "images" not in pretraining:
+            return f"{said} and not counted."
+        columns = cost_columns(pretraining)
+        return f"{said}; {pretraining['counted']}, {columns['images']} images, {columns['Gpx']} Gpx."
     accuracy = f"{pretraining['top1']:.1f} % on {pretraining['classes']} classes"
     return (
         f"Pre-training took {pretraining['seconds']:,.0f} s and saw {pretraining['images']:,} images, "
@@ -193,15 +208,7 @@ def html_document(
 # %% ../nbs/19_report.ipynb #dc035c06
 def _cost_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     "What each arm has cost at its longest schedule, with pre-training"
-    units = {"images": ("images", 1, ",.0f"), "pixels": ("Gpx", 1e9, ",.2f"), "seconds": ("seconds", 1, ",.0f")}
-    rows = []
-    for arm, cost in results["costs"].items():
-        known = {
-            title: "not recorded" if cost[key] is None else format(cost[key] / unit, form)
-            for key, (title, unit, form) in units.items()
-        }
-        rows.append({"arm": NAMES[arm]} | known)
-    return rows
+    return [{"arm": NAMES[arm]} | cost_columns(cost) for arm, cost in results["costs"].items()]
 
 
 def _tuning_part(tuning: dict[str, Any]) -> str:
