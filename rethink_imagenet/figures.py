@@ -51,6 +51,7 @@ from rethink_imagenet.report import (
     html_document,
     html_image,
     html_table,
+    legend_entries,
     png,
 )
 from rethink_imagenet.resampling import (
@@ -457,9 +458,10 @@ def curves_picture(
         known = [(row["iterations"], _figure(row, kind, "paper")) for row in own if _figure(row, kind, "paper")]
         if results["scale"] == 1 and known:
             column[0].plot(*zip(*known, strict=True), "k_", ms=10, label="the paper")
-            column[0].legend(loc="lower right")
+            column[0].legend(*legend_entries(column[0]), loc="lower right")
         if lines == 2:
             draw_losses(column[1], [runs[row["folder"]] for row in own])
+    figure.suptitle(title_of(results))
     return figure
 
 
@@ -481,9 +483,10 @@ def _draw_bars(ax: Axes, rows: list[dict[str, Any]], kind: str, marks: bool) -> 
     pairs = {name: some for name, some in _pairs(rows).items() if any(_figure(row, kind) is not None for row in some)}
     for place, pair in enumerate(pairs.values()):
         for row in pair:
-            at, ap = place - 0.2 + 0.4 * (row["arm"] == "pretrained"), _figure(row, kind) or 0.0
-            ax.barh(at, ap, 0.38, color=COLOURS[row["arm"]], label=NAMES[row["arm"]])
-            ax.annotate(f"{ap:.1f}", (ap, at), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            at = place - 0.2 + 0.4 * (row["arm"] == "pretrained")
+            if (ap := _figure(row, kind)) is not None:
+                ax.barh(at, ap, 0.38, color=COLOURS[row["arm"]], label=NAMES[row["arm"]])
+                ax.annotate(f"{ap:.1f}", (ap, at), (4, 0), textcoords="offset points", va="center", fontsize=8)
             if marks and (paper := _figure(row, kind, "paper")) is not None:
                 ax.plot(paper, at, "k|", ms=9, label="the paper")
     ax.set_yticks(range(len(pairs)), list(pairs))
@@ -496,12 +499,13 @@ def bars_picture(
 ) -> Figure:
     "Both arms of each system side by side, a plot for each kind of AP (paper, Fig. 5)"
     rows, kinds = results["rows"], kinds_of(results["rows"])
-    figure = Figure(figsize=(6.5 * len(kinds), 1.2 + 0.5 * len(_pairs(rows))), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.5 * len(kinds), 1.5 + 0.5 * len(_pairs(rows))), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
         _draw_bars(ax, rows, kind, results["scale"] == 1)
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*legend_entries(*axes), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(title_of(results))
     return figure
 
 
