@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CURVES', 'LOSSES', 'Part', 'parts_of', 'by_body', 'sources_for', 'with_weights', 'iterations_of',
-           'carry_out', 'rows_of', 'kinds_of', 'differences_of', 'compare_figure', 'table_of', 'title_of', 'caution_of',
-           'curves_picture', 'bars_picture', 'picture_of', 'figure_page', 'write_figure']
+           'carry_out', 'rows_of', 'kinds_of', 'ends_of', 'differences_of', 'pretraining_of', 'costs_of',
+           'compare_figure', 'table_of', 'title_of', 'caution_of', 'curves_picture', 'bars_picture', 'picture_of',
+           'figure_page', 'write_figure']
 
 # %% ../nbs/19c_figures.ipynb #918be928
 import html
@@ -22,16 +23,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .checkpoints import circumstances, code_digest, write_atomically
-from .comparison import run_family, run_schedule
+from .comparison import _save_json, costs, run_family, run_schedule
 from .data import Dataset, InputError
 from .detectors import build
 from .plans import Execution, Plan
 from .pretraining import load_weights
 from .processes import from_first, is_first, say, together
-from .recipes import RECIPES, SMALLER, Recipe, Training, aligned, pixels_as, plan_for, trainings
+from rethink_imagenet.recipes import (
+    PRETRAINING,
+    RECIPES,
+    SMALLER,
+    Recipe,
+    Training,
+    aligned,
+    pixels_as,
+    plan_for,
+    trainings,
+)
 from rethink_imagenet.report import (
     COLOURS,
     NAMES,
+    cost_columns,
     cost_sentence,
     difference_figure,
     draw_curves,
@@ -39,12 +51,14 @@ from rethink_imagenet.report import (
     html_document,
     html_image,
     html_table,
+    legend_entries,
     png,
 )
 from rethink_imagenet.resampling import (
     MARGIN,
     Difference,
     Records,
+    catches_up,
     coco_records,
     paired_bootstrap,
     verdict,
@@ -233,7 +247,29 @@ def _records(row: dict[str, Any], kind: str, folder: Path, val_set: Dataset) -> 
     return coco_records(val_set.ground_truth, file, kind, val_set.image_ids.tolist())
 
 
-def _told(difference: Difference, scratch: dict[str, Any], pretrained: dict[str, Any], margin: float) -> dict[str, Any]:
+def ends_of(
+    rows: list[dict[str, Any]],  # of a figure
+) -> dict[str, dict[str, dict[str, Any]]]:  # by system and arm
+    "The row of each arm's longest schedule, from scratch first"
+    ends: dict[str, dict[str, dict[str, Any]]] = {row["system"]: {} for row in rows}
+    for system, own in ends.items():
+        for arm in COLOURS:
+            some = [row for row in rows if row["system"] == system and row["arm"] == arm]
+            own |= {arm: max(some, key=lambda row: row["schedule"])} if some else {}
+    return ends
+
+
+def _caught_up(scratch: dict[str, Any], pretrained: dict[str, Any], kind: str) -> int | None:
+    "The iteration at which the run from scratch reaches the final AP of the other, both in the plain test"
+    points = [
+        [(point["iteration"], point[kind][KINDS[kind][1]]) for point in r["curve"]] for r in (scratch, pretrained)
+    ]
+    return catches_up(*points)
+
+
+def _told(
+    difference: Difference, scratch: dict[str, Any], pretrained: dict[str, Any], caught_up: int | None, margin: float,
+) -> dict[str, Any]:  # fmt: skip
     "A difference with its verdict"
     lengths = {row["arm"]: row["schedule"] for row in (scratch, pretrained)}
     arms = (
@@ -245,30 +281,69 @@ def _told(difference: Difference, scratch: dict[str, Any], pretrained: dict[str,
         KINDS[difference.kind][0], arms,
     )  # fmt: skip
     told = {"system": scratch["system"], "schedules": lengths} | asdict(difference)
-    return told | {"word": shown.word, "statement": f"{scratch['system']}: {shown.statement}"}
+    reached = f"after {caught_up:,} iterations" if caught_up else "not within its schedule"
+    plainly = ", both without augmentation in testing" if scratch["augmented"] else ""
+    statement = f"{scratch['system']}: {shown.statement} From scratch reaches the final {KINDS[difference.kind][0]} of "
+    statement += f"the pre-trained arm {reached}{plainly}."
+    return told | {"word": shown.word, "caught_up": caught_up, "statement": statement}
 
 
 def differences_of(
     rows: list[dict[str, Any]],  # of a figure
+    runs: list[dict[str, Any]],  # of its parts
     folder: Path,  # with the folders of their runs
     val_sets: dict[str, Dataset],  # evaluated on, by name of the recipe
     margin: float = MARGIN,  # AP; a smaller loss does not matter
-) -> list[dict[str, Any]]:  # system, schedules of the arms, kind, difference, interval, word, statement
+) -> list[dict[str, Any]]:  # system, schedules of the arms, kind, difference, interval, word, caught_up, statement
     "From scratch minus pre-trained for each system that has both arms, at the longest schedule of each"
-    found = []
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
-        arms = [max((r for r in own if r["arm"] == arm), key=lambda r: r["schedule"], default=None) for arm in COLOURS]
-        scratch, pretrained = arms
-        for kind in kinds_of(rows) if scratch and pretrained else ():
-            assert scratch and pretrained
+    run_in, found = {run["folder"]: run for run in runs}, []
+    for ends in ends_of(rows).values():
+        for kind in kinds_of(rows) if len(ends) == 2 else ():
+            pair = scratch, pretrained = ends["scratch"], ends["pretrained"]
             if None not in (_figure(scratch, kind), _figure(pretrained, kind)):
-                val_set = val_sets[scratch["recipe"]]
-                records = [_records(row, kind, folder, val_set) for row in (scratch, pretrained)]
-                figure = KINDS[kind][1]
-                difference = paired_bootstrap([records[0]], [records[1]], figure)
-                found.append(_told(difference, scratch, pretrained, margin))
+                records = [_records(row, kind, folder, val_sets[scratch["recipe"]]) for row in pair]
+                difference = paired_bootstrap([records[0]], [records[1]], KINDS[kind][1])
+                caught_up = _caught_up(run_in[scratch["folder"]], run_in[pretrained["folder"]], kind)
+                found.append(_told(difference, *pair, caught_up, margin))
     return found
+
+# %% ../nbs/19c_figures.ipynb #c05710a4
+def pretraining_of(
+    part: Part,  # of the pre-trained arm
+) -> dict[str, Any]:  # weights, images, pixels, seconds as far as known; counted: by whom
+    "What a part's weights have cost: as their file tells, for timm's by the paper's count. Raises InputError"
+    told = load_weights(build(part.plan.detector), part.weights)
+    if told:
+        told["counted"] = "as recorded"
+    elif not Path(part.weights).exists():  # a tag of timm
+        told = {"images": PRETRAINING.images, "pixels": PRETRAINING.pixels, "counted": "by the paper's count"}
+    return {"weights": part.weights, **told}
+
+
+def costs_of(
+    rows: list[dict[str, Any]],  # of a figure
+    runs: list[dict[str, Any]],  # of its parts
+    pretrainings: dict[str, dict[str, Any]],  # of the pre-trained recipes, by name, as `pretraining_of` tells them
+) -> dict[str, dict[str, dict[str, Any]]]:  # by system and arm: images, pixels, seconds, pretraining
+    "What each arm of each system has cost at its longest schedule, pre-training counted; None where not known"
+    run_in = {run["folder"]: run for run in runs}
+    total: dict[str, dict[str, dict[str, Any]]] = {}
+    for system, ends in ends_of(rows).items():
+        total[system] = {}
+        for arm, row in ends.items():
+            before = pretrainings.get(row["recipe"], {})
+            counted = before.get("counted", "not recorded") if arm == "pretrained" else "none"
+            total[system][arm] = costs([run_in[row["folder"]]], before)[arm] | {"pretraining": counted}
+    return total
+
+
+def _cost_words(own: dict[str, dict[str, Any]]) -> str:
+    "The costs of a system's arms in a sentence"
+    said = []
+    for arm, title in (("scratch", "from scratch"), ("pretrained", "with pre-training")):
+        told = cost_columns(own[arm])
+        said.append(f"{title} {told['images']} images, {told['Gpx']} Gpx, seconds: {told['seconds']}")
+    return f"Cost, pre-training ({own['pretrained']['pretraining']}) counted: {'; '.join(said)}."
 
 # %% ../nbs/19c_figures.ipynb #6f1e9876
 def compare_figure(
@@ -283,16 +358,12 @@ def compare_figure(
     folder = Path(folder)
     with together():
         pretraining = {
-            part.body: {"weights": part.weights, **load_weights(build(part.plan.detector), part.weights)}
-            for part in {part.body: part for part in parts if part.weights}.values()
+            part.body: pretraining_of(part) for part in {part.body: part for part in parts if part.weights}.values()
         }
     runs = carry_out(parts, folder, execution)
-    results: dict[str, Any] = {}
     with together():
-        if is_first():
-            results = _gathered(parts, runs, folder, scale, pretraining, command, margin)
-            text = json.dumps(results, indent=1)
-            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+        results = _gathered(parts, runs, folder, scale, pretraining, command, margin) if is_first() else {}
+    _save_json(folder / "results.json", results)
     return from_first(results)
 
 
@@ -302,7 +373,13 @@ def _gathered(
 ) -> dict[str, Any]:  # fmt: skip
     "What all runs show"
     rows = rows_of(parts, runs)
-    val_sets = {recipe.name: part.val_set for part in parts for recipe in part.training.recipes}
+    part_of = {recipe.name: part for part in parts for recipe in part.training.recipes}
+    val_sets = {name: part.val_set for name, part in part_of.items()}
+    differences = differences_of(rows, runs, folder, val_sets, margin)
+    before = {name: pretraining[part.body] for name, part in part_of.items() if part.weights}
+    spent = costs_of(rows, runs, before)
+    for one in {one["system"]: one for one in reversed(differences)}.values():  # the first of each system
+        one["statement"] += f" {_cost_words(spent[one['system']])}"
     origins = (
         f"Trained on {part.train_set.source} ({len(part.train_set):,} images), evaluated on {part.val_set.source} "
         f"({len(part.val_set):,} images)."
@@ -310,7 +387,7 @@ def _gathered(
     )
     return {
         "figure": rows[0]["recipe"].partition("/")[0], "scale": scale, "rows": rows, "runs": runs,
-        "differences": differences_of(rows, folder, val_sets, margin), "margin": margin,
+        "differences": differences, "margin": margin, "costs": spent,
         "plans": {part.name: asdict(part.plan) for part in parts}, "pretraining": pretraining,
         "data": list(dict.fromkeys(origins)),
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest(), **circumstances()},
@@ -381,9 +458,10 @@ def curves_picture(
         known = [(row["iterations"], _figure(row, kind, "paper")) for row in own if _figure(row, kind, "paper")]
         if results["scale"] == 1 and known:
             column[0].plot(*zip(*known, strict=True), "k_", ms=10, label="the paper")
-            column[0].legend(loc="lower right")
+            column[0].legend(*legend_entries(column[0]), loc="lower right")
         if lines == 2:
             draw_losses(column[1], [runs[row["folder"]] for row in own])
+    figure.suptitle(title_of(results))
     return figure
 
 
@@ -405,9 +483,10 @@ def _draw_bars(ax: Axes, rows: list[dict[str, Any]], kind: str, marks: bool) -> 
     pairs = {name: some for name, some in _pairs(rows).items() if any(_figure(row, kind) is not None for row in some)}
     for place, pair in enumerate(pairs.values()):
         for row in pair:
-            at, ap = place - 0.2 + 0.4 * (row["arm"] == "pretrained"), _figure(row, kind) or 0.0
-            ax.barh(at, ap, 0.38, color=COLOURS[row["arm"]], label=NAMES[row["arm"]])
-            ax.annotate(f"{ap:.1f}", (ap, at), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            at = place - 0.2 + 0.4 * (row["arm"] == "pretrained")
+            if (ap := _figure(row, kind)) is not None:
+                ax.barh(at, ap, 0.38, color=COLOURS[row["arm"]], label=NAMES[row["arm"]])
+                ax.annotate(f"{ap:.1f}", (ap, at), (4, 0), textcoords="offset points", va="center", fontsize=8)
             if marks and (paper := _figure(row, kind, "paper")) is not None:
                 ax.plot(paper, at, "k|", ms=9, label="the paper")
     ax.set_yticks(range(len(pairs)), list(pairs))
@@ -420,12 +499,13 @@ def bars_picture(
 ) -> Figure:
     "Both arms of each system side by side, a plot for each kind of AP (paper, Fig. 5)"
     rows, kinds = results["rows"], kinds_of(results["rows"])
-    figure = Figure(figsize=(6.5 * len(kinds), 1.2 + 0.5 * len(_pairs(rows))), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.5 * len(kinds), 1.5 + 0.5 * len(_pairs(rows))), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
         _draw_bars(ax, rows, kind, results["scale"] == 1)
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*legend_entries(*axes), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(title_of(results))
     return figure
 
 
@@ -443,6 +523,28 @@ def _intervals(results: dict[str, Any]) -> Figure:
     return difference_figure({"verdict": {"margin": results["margin"], "level": level}, "differences": named})
 
 
+def _difference_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    "Each difference with its interval, and when the arm from scratch caught up"
+    rows = []
+    for one in results["differences"]:
+        low, high = one["interval"]
+        row = {"system": one["system"], "schedules": " / ".join(f"{n:g}x" for n in one["schedules"].values())}
+        row |= {"AP": KINDS[one["kind"]][0], "from scratch minus pre-trained": f"{one['difference']:+.2f}"}
+        row |= {f"{100 * one['level']:g} % interval": f"{low:+.2f} to {high:+.2f}", "from scratch is": one["word"]}
+        caught_up = "not in its schedule" if one["caught_up"] is None else f"{one['caught_up']:,}"
+        rows.append(row | {"reaches the final AP of the pre-trained at iteration": caught_up})
+    return rows
+
+
+def _cost_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    "What each arm of each system has cost at its longest schedule"
+    return [
+        {"system": system, "arm": NAMES[arm], **cost_columns(cost), "pre-training counted": cost["pretraining"]}
+        for system, own in results["costs"].items()
+        for arm, cost in own.items()
+    ]
+
+
 def figure_page(
     results: dict[str, Any],  # what results.json of a figure holds
 ) -> str:
@@ -454,8 +556,10 @@ def figure_page(
         html_image(picture_of(results), title),
         "<h2>From scratch against pre-training</h2>" if shown else "",
         html_image(_intervals(results), "differences in AP with their intervals") if shown else "",
+        html_table(_difference_rows(results)) if shown else "",
         *(f"<p>{html.escape(one['statement'])}</p>" for one in shown),
         f"<h2>Recipes</h2>{html_table(table_of(results))}",
+        f"<h2>What it cost, pre-training counted</h2>{html_table(_cost_rows(results))}",
         *(f"<p>{html.escape(price)}</p>" for price in prices),
     ]
     return html_document(f"{title}: pre-training or from scratch?", parts, results["data"], results)
