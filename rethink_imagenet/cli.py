@@ -505,6 +505,7 @@ def rethink_compare(
     if figure:
         given = dict(locals())
         with together():
+            group_named(figure)
             _only_how(rethink_compare, given, ("figure", "crops", "side", "epochs", "margin"))
             execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
         _compare_figure(
@@ -637,6 +638,7 @@ def rethink_train(
         bits = precision_of(precision, execution.device, "paper" if recipe and scale == 1 else size)
         sets: tuple[Dataset, Dataset] | None
         if recipe:
+            recipe_named(recipe)
             _only_how(rethink_train, given, ["recipe"])
             plan, weights, sets = _of_recipe(recipe, scale, data, weights, seed, bits, strict)
         else:

@@ -96,6 +96,7 @@ def test_faults_are_one_line_and_write_nothing(
     monkeypatch.chdir(tmp_path)
     coco = str(sample_data("coco_mini_by"))
     assert 'no table or figure "figure2"; nearest: figure' in fault_of(capsys, figure="figure2", data=coco)
+    assert "nearest: figure" in fault_of(capsys, figure="figure2")
     assert "a recipe settles what is trained: it takes --data" in fault_of(capsys, figure="figure1")
     said = fault_of(capsys, figure="figure1", data=coco, norm="bn", at_once=1, schedules="2,3")
     assert "not --norm, --schedules" in said
