@@ -278,6 +278,7 @@ class Interrupted(RunStopped):
     "Somebody asked the run to stop; what it has written is whole"
 
     status = 75  # EX_TEMPFAIL
+    shared = True  # schedulers and torchrun ask all processes of a job
 
 
 class Interruption:
