@@ -166,8 +166,9 @@ class AugmentedDetector(nn.Module):
         "What one pass finds, before suppression"
         seen, own = look(image, how)
         head, smallest = self.detector.box_head, self.config.conventions.smallest_detection
-        found = head.predict(*self.cut(seen))
-        (kept,) = read_boxes(*found, [(own.height, own.width)], overlap=2.0, number=len(found[0]) * found[0].shape[1],
+        sizes = [(own.height, own.width)]
+        found = head.predict(*self.cut(seen), sizes)
+        (kept,) = read_boxes(*found, sizes, overlap=2.0, number=len(found[0]) * found[0].shape[1],
                              smallest=smallest, code_weights=head.code_weights)  # fmt: skip
         return kept | {"boxes": own.carry(kept["boxes"], frame)}
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import BOX_WEIGHTS, decode, widened
+from .conventions import DETECTRON, Conventions
 from .data import InputError
-from .heads import BoxHead, Cut, Samples, box_losses, match_proposals
+from .heads import BoxHead, Cut, Samples, box_losses, clipped, match_proposals
 
 # %% ../nbs/09_cascade.ipynb #cc319c51
 @dataclass(frozen=True)
@@ -38,25 +39,33 @@ def moved(
     rois: Tensor,  # [R, 5]
     codes: Tensor,  # [R, K + 1, 4], the same for all classes
     code_weights: tuple[float, float, float, float],  # of the codes
+    sizes: list[tuple[int, int]],  # height and width of each image in pixels
+    conventions: Conventions = DETECTRON,  # whether boxes are clipped
 ) -> Tensor:  # [R, 5]
     "RoIs where a stage says that they should be; no gradient flows through"
-    return torch.cat([rois[:, :1], decode(codes[:, 0].detach(), rois[:, 1:], code_weights)], dim=1)
+    boxes = decode(codes[:, 0].detach(), rois[:, 1:], code_weights)
+    if conventions.cascade_clipped:
+        boxes = clipped(boxes, rois[:, 0].long(), sizes)
+    return torch.cat([rois[:, :1], boxes], dim=1)
 
 
 def next_samples(
     samples: Samples,  # of a stage
     rois: Tensor,  # [R, 5], where it has moved them to
     overlap: float,  # from which on a box is positive in the next stage
-    crowd_class: bool = True,  # whether a box on a crowd learns the crowd's class
+    conventions: Conventions = DETECTRON,  # of objects and crowds
 ) -> Samples:
     "The samples of the next stage: all that were no perfect boxes, moved, and the objects themselves"
-    perfect = torch.zeros_like(samples.labels, dtype=torch.bool)
-    shown = torch.where(samples.labels > 0)[0]
-    perfect[shown] = (samples.rois[shown, 1:] == samples[shown].of_objects("boxes")).all(dim=1)
+    kept = (rois[:, 3:] > rois[:, 1:3]).all(dim=1)
+    if conventions.cascade_objects:
+        shown = torch.where(samples.labels > 0)[0]
+        kept[shown] &= (samples.rois[shown, 1:] != samples[shown].of_objects("boxes")).any(dim=1)
     parts = []
     for b, target in enumerate(samples.targets):
-        boxes = torch.cat([target["boxes"][~target["crowd"]], rois[(samples.image == b) & ~perfect, 1:]])
-        parts.append((boxes, *match_proposals(boxes, target, overlap, crowd_class)))
+        boxes = rois[(samples.image == b) & kept, 1:]
+        if conventions.cascade_objects:
+            boxes = torch.cat([target["boxes"][~target["crowd"]], boxes])
+        parts.append((boxes, *match_proposals(boxes, target, overlap, conventions.crowd_class)))
     return Samples.gather(parts, samples.targets, samples.sizes)
 
 # %% ../nbs/09_cascade.ipynb #3a7f865c
@@ -89,15 +98,20 @@ class CascadeHead(nn.Module):
         self,
         cut: Cut,  # features of RoIs
         rois: Tensor,  # [R, 5]
+        sizes: list[tuple[int, int]],  # height and width of each image in pixels
     ) -> tuple[Tensor, Tensor, Tensor]:  # logits [R, K + 1], codes [R, K + 1, 4], and the RoIs that these refer to
-        "Mean opinion and last correction on the regions of the last stage, for `read_boxes`"
-        for head in self.heads[:-1]:
-            _, codes, _ = head.predict(cut, rois)
-            rois = moved(rois, codes, head.code_weights)
-        features = cut(rois, 7)
-        said = [head(features) for head in self.heads]
-        mean = torch.stack([widened(logits).softmax(dim=1) for logits, _ in said]).mean(dim=0)
-        return mean.log(), widened(said[-1][1]), rois
+        "Mean opinion of all heads, and last correction of the regions of the last stage, for `read_boxes`"
+        rules, opinions = self.heads[0].conventions, []
+        for head in self.heads:
+            features = cut(rois, 7)
+            logits, codes = (widened(said) for said in head(features))
+            opinions.append(logits)
+            if head is not self.heads[-1]:
+                rois = moved(rois, codes, head.code_weights, sizes, rules)
+        if rules.cascade_scores == "last":
+            opinions[:-1] = [widened(head(features)[0]) for head in self.heads[:-1]]
+        mean = torch.stack([logits.softmax(dim=1) for logits in opinions]).mean(dim=0)
+        return mean.log(), codes, rois
 
     def losses(
         self,
@@ -106,18 +120,19 @@ class CascadeHead(nn.Module):
     ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of the last stage, for the heads that follow
         "Classification and box loss of each stage"
         losses: dict[str, Tensor] = {}
-        by_losses = self.heads[0].conventions.cascade_share == "losses"
         rules, images, rois = self.heads[0].conventions, len(samples.targets), samples.rois
+        by_losses = rules.cascade_share == "losses"
+        cut = cut if by_losses else partial(_with_a_third, cut)
         for k, (head, stage) in enumerate(zip(self.heads, STAGES, strict=True), 1):
             if k > 1:
-                samples = next_samples(samples, rois, stage.overlap, rules.crowd_class)
-            logits, codes, rois = head.predict(cut if by_losses else partial(_with_a_third, cut), samples.rois)
+                samples = next_samples(samples, rois, stage.overlap, rules)
+            logits, codes, rois = head.predict(cut, samples.rois, samples.sizes)
             found = box_losses(
                 logits, codes, rois, samples.labels, samples.positive.of_objects("boxes"), images, rules,
                 stage.code_weights,
             )  # fmt: skip
             losses |= {f"{name}_{k}": (stage.share if by_losses else 1.0) * loss for name, loss in found.items()}
-            rois = moved(rois, codes, stage.code_weights)
+            rois = moved(rois, codes, stage.code_weights, samples.sizes, rules)
         return losses, samples
 
 # %% ../nbs/09_cascade.ipynb #4c4ad483

@@ -40,12 +40,16 @@ class Conventions:
     rpn_beta: float = 1 / 9  # where smooth L1 becomes linear; 0 for L1
     box_beta: float = 1.0
     normalize_over: str = "batch"  # means over the "batch" of a process, or over each "image" and then the images
-    cascade_share: str = "losses"  # later stages count less by their "losses", or all alike by the "gradient" they send
     # regions and masks
     sampling_ratio: int = 2  # samples along each side of a bin; 0 for as many as it has pixels
     aligned: bool = False  # whether RoIAlign takes a pixel's centre for its place
     mask_targets: str = "polygons"  # rasterized in the box, or "bitmaps" of the image, resampled
     mask_pasting: str = "detectron"  # mask enlarged to whole pixels, in two ways, or sampled: of `PASTING`
+    # cascade
+    cascade_share: str = "losses"  # later stages count less by their "losses", or all alike by the "gradient" they send
+    cascade_scores: str = "last"  # all heads score the regions of the "last" stage, or each those of its "own"
+    cascade_objects: bool = True  # whether the objects themselves enter each stage anew
+    cascade_clipped: bool = False  # whether boxes are clipped to the image between stages
     # optimizer
     warmup: int = 500  # iterations
     warmup_factor: float = 1 / 3  # of the learning rate, at the start
@@ -71,8 +75,9 @@ DETECTRON2 = Conventions(
     body_fill="msra", mask_std=0.001,
     anchor_rounding="none", anchor_offset=0.0, straddling=True, repeated_background=False,
     crowd_class=False, smallest_proposal=1e-30,
-    rpn_box_over="number", rpn_beta=0.0, box_beta=0.0, cascade_share="gradient",
+    rpn_box_over="number", rpn_beta=0.0, box_beta=0.0,
     sampling_ratio=0, aligned=True, mask_pasting="detectron2",
+    cascade_share="gradient", cascade_scores="own", cascade_objects=False, cascade_clipped=True,
     warmup=1000, warmup_factor=1e-3, bias_rate=1.0, decay_biases=True,
 )  # fmt: skip
 

@@ -44,6 +44,8 @@ _TORCHVISION_NAMES = (
     (r"^box_head\.codes\.", "roi_heads.box_predictor.bbox_pred."),
     (r"^mask_head\.up\.", "roi_heads.mask_predictor.conv5_mask."),
     (r"^mask_head\.masks\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    (r"^keypoint_head\.convs\.(\d+)\.0\.", r"roi_heads.keypoint_head.\1."),
+    (r"^keypoint_head\.maps\.", "roi_heads.keypoint_predictor.kps_score_lowres."),
 )
 
 _DETECTRON2_NAMES = (
@@ -61,13 +63,19 @@ _DETECTRON2_NAMES = (
     (r"^mask_head\.convs\.(\d+)\.1\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) // 2 + 1}.norm."),
     (r"^mask_head\.up\.", "roi_heads.mask_head.deconv."),
     (r"^mask_head\.masks\.", "roi_heads.mask_head.predictor."),
+    (r"^keypoint_head\.convs\.(\d+)\.0\.", lambda m: f"roi_heads.keypoint_head.conv_fcn{int(m[1]) // 2 + 1}."),
+    (r"^keypoint_head\.maps\.", "roi_heads.keypoint_head.score_lowres."),
 )
 
 
 def _detectron2_name(name: str) -> str:
-    "detectron2's name of one of our tensors"
+    "detectron2's name of one of our tensors; in a cascade it has the name of the stage in the middle"
     body = name.removeprefix("backbone.body.")
-    return renamed(name, _DETECTRON2_NAMES) if body == name else f"backbone.bottom_up.{renamed(body, DETECTRON2_BODY)}"
+    if body != name:
+        return f"backbone.bottom_up.{renamed(body, DETECTRON2_BODY)}"
+    if found := re.match(r"box_head\.stages\.(\d)\.(.*)", name):
+        return re.sub(r"^roi_heads\.box_\w+", rf"\g<0>.{found[1]}", _detectron2_name(f"box_head.{found[2]}"))
+    return renamed(name, _DETECTRON2_NAMES)
 
 
 def _torchvision_name(name: str, convolutions: int) -> str:
@@ -145,11 +153,14 @@ def torchvision_model(
     return model
 
 # %% ../nbs/16b_conversion.ipynb #6bcc60d6
+_BACKGROUND_LAST = re.compile(r"box_head\.(stages\.\d\.)?scores\.")
+
+
 def _as_detectron2(name: str, tensor: Tensor) -> Tensor:
     "A tensor of ours as detectron2 stores it"
     if name == "backbone.body.conv1.weight":
         return tensor.flip(1)
-    if name.startswith("box_head.scores."):
+    if _BACKGROUND_LAST.match(name):
         return tensor.roll(-1, 0)
     if name.startswith("box_head.codes."):
         return tensor[4:]
@@ -160,7 +171,7 @@ def _from_detectron2(name: str, tensor: Tensor) -> Tensor:
     "The inverse; what detectron2 does not have is zero"
     if name == "backbone.body.conv1.weight":
         return tensor.flip(1)
-    if name.startswith("box_head.scores."):
+    if _BACKGROUND_LAST.match(name):
         return tensor.roll(1, 0)
     rows = {"box_head.codes": 4, "mask_head.masks": 1}.get(name.rpartition(".")[0], 0)
     return torch.cat([tensor.new_zeros((rows, *tensor.shape[1:])), tensor]) if rows else tensor

@@ -187,7 +187,8 @@ class Detector(nn.Module):
     ) -> list[dict[str, Tensor]]:  # of each image: boxes [D, 4], labels [D], scores [D]
         "Detections without masks or keypoints from regions"
         head, smallest = self.box_head, self.config.conventions.smallest_detection
-        return read_boxes(*head.predict(cut, rois), sizes, smallest=smallest, code_weights=head.code_weights)
+        found = head.predict(cut, rois, sizes)
+        return read_boxes(*found, sizes, smallest=smallest, code_weights=head.code_weights)
 
     @torch.no_grad()
     def detect(

@@ -4,7 +4,6 @@ Both compute in double precision: in 32 bits the two rank candidates with nearly
 the comparison would be one of rounding. The chapter on conversion compares them in 32 bits, on two small images.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,22 +152,13 @@ def as_vgg16_faster_rcnn(config: DetectorConfig) -> FasterRCNN:
     return model
 
 
-def under_their_names(model: Detector) -> dict[str, Tensor]:
-    """The state of one of our detectors, with or without keypoints, under torchvision's names."""
-    state = {}
-    for name, tensor in to_torchvision(model).items():
-        name = re.sub(r"^keypoint_head\.convs\.(\d+)\.0\.", r"roi_heads.keypoint_head.\1.", name)
-        state[name.replace("keypoint_head.maps.", "roi_heads.keypoint_predictor.kps_score_lowres.")] = tensor
-    return state
-
-
 def same_losses_and_detections(
     ours: Detector, theirs: nn.Module, images: list[Tensor], targets: list[Target], opinion: float = 20
 ) -> None:
     """Losses to 1e-6; boxes to 1e-6 pixels, scores to 1e-9, keypoints to 1e-3 pixels (torchvision's are 32 bits)."""
     for layer in (ours.rpn.head.conv, ours.box_head.scores):
         layer.weight.data *= opinion
-    theirs.load_state_dict(under_their_names(ours))
+    theirs.load_state_dict(to_torchvision(ours))
     ours, theirs = ours.double(), theirs.double()
     with torch.no_grad():
         losses, expected = ours.train()(images, targets), theirs.train()(images, [dict(t) for t in targets])

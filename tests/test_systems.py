@@ -184,8 +184,8 @@ def stage_overlaps(model: Detector, images: list[Tensor], targets: list[Target])
     rois, means = as_rois([boxes[keep] for boxes, keep in zip(proposals, good, strict=True)]), []
     for layer in [None, *head.heads]:
         if layer is not None:
-            _, codes, _ = layer.predict(partial(model.regions, pyramid), rois)
-            rois = moved(rois, codes, layer.code_weights)
+            _, codes, _ = layer.predict(partial(model.regions, pyramid), rois, sizes)
+            rois = moved(rois, codes, layer.code_weights, sizes)
         each = [box_iou(rois[rois[:, 0] == b, 1:], objects[b]).amax(dim=1) for b in range(len(objects))]
         means.append(torch.cat(each).mean().item())
     return means
