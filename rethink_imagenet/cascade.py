@@ -117,9 +117,9 @@ class CascadeHead(nn.Module):
         self,
         cut: Cut,  # features of RoIs
         samples: Samples,  # to learn from
-    ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of the last stage, for the heads that follow
+    ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of a stage, for the heads that follow
         "Classification and box loss of each stage"
-        losses: dict[str, Tensor] = {}
+        first, losses = samples, dict[str, Tensor]()
         rules, images, rois = self.heads[0].conventions, len(samples.targets), samples.rois
         by_losses = rules.cascade_share == "losses"
         cut = cut if by_losses else partial(_with_a_third, cut)
@@ -133,7 +133,7 @@ class CascadeHead(nn.Module):
             )  # fmt: skip
             losses |= {f"{name}_{k}": (stage.share if by_losses else 1.0) * loss for name, loss in found.items()}
             rois = moved(rois, codes, stage.code_weights, samples.sizes, rules)
-        return losses, samples
+        return losses, first if rules.cascade_masks == "first" else samples
 
 # %% ../nbs/09_cascade.ipynb #4c4ad483
 def _new_codes(codes: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class Conventions:
     cascade_scores: str = "last"  # all heads score the regions of the "last" stage, or each those of its "own"
     cascade_objects: bool = True  # whether the objects themselves enter each stage anew
     cascade_clipped: bool = False  # whether boxes are clipped to the image between stages
+    cascade_masks: str = "last"  # masks are learned from the regions of the "last" stage, or the "first"
     # optimizer
     warmup: int = 500  # iterations
     warmup_factor: float = 1 / 3  # of the learning rate, at the start
@@ -78,6 +79,7 @@ DETECTRON2 = Conventions(
     rpn_box_over="number", rpn_beta=0.0, box_beta=0.0,
     sampling_ratio=0, aligned=True, mask_pasting="detectron2",
     cascade_share="gradient", cascade_scores="own", cascade_objects=False, cascade_clipped=True,
+    cascade_masks="first",
     warmup=1000, warmup_factor=1e-3, bias_rate=1.0, decay_biases=True,
 )  # fmt: skip
 
