@@ -213,15 +213,22 @@ def from_detectron2(
 
 # %% ../nbs/16b_conversion.ipynb #c7f10329
 _PLAIN = replace(DETECTRON2, pixel_std=DETECTRON_STD)
+_TUNED = DetectorConfig(
+    norm="frozen_bn", head_norm="none", box_layers=(0, 2), conventions=replace(_PLAIN, stride_in_1x1=True)
+)
 
 PUBLISHED = {
     "scratch_mask_rcnn_R_50_FPN_3x_gn": DetectorConfig(conventions=_PLAIN),
     "scratch_mask_rcnn_R_50_FPN_9x_gn": DetectorConfig(conventions=DETECTRON2),
     "scratch_mask_rcnn_R_50_FPN_9x_syncbn": DetectorConfig(norm="bn", conventions=DETECTRON2),
-    "mask_rcnn_R_50_FPN_3x": DetectorConfig(norm="frozen_bn", head_norm="none", box_layers=(0, 2),
-                                            conventions=replace(_PLAIN, stride_in_1x1=True)),
-    "maskrcnn_resnet50_fpn": DetectorConfig(num_classes=90, norm="frozen_bn", head_norm="none", box_layers=(0, 2),
-                                            conventions=TORCHVISION),
+    "faster_rcnn_R_50_FPN_3x": replace(_TUNED, masks=False),
+    "mask_rcnn_R_50_FPN_3x": _TUNED,
+    "mask_rcnn_R_101_FPN_3x": replace(_TUNED, backbone="resnet101"),
+    "cascade_mask_rcnn_R_50_FPN_3x": replace(_TUNED, cascade=True,
+                                             conventions=replace(_TUNED.conventions, post_nms=(2000, 1000))),
+    "keypoint_rcnn_R_50_FPN_3x": replace(_TUNED, num_classes=1, masks=False, keypoints=17,
+                                         conventions=replace(_TUNED.conventions, post_nms=(1500, 1000), box_beta=0.5)),
+    "maskrcnn_resnet50_fpn": replace(_TUNED, num_classes=90, conventions=TORCHVISION),
 }  # fmt: skip
 
 
