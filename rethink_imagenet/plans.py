@@ -112,6 +112,7 @@ class Plan:
             schedule,
             batch=self.batch,
             at_once=execution.at_once,
+            log_every=max(1, min(20, self.unit // 6)),  # a branch is two thirds of a unit
             evaluate_every=-(-family.trunk.iterations // self.evaluations),
             save_every=execution.save_every or max(1, min(2500, family.trunk.iterations // 4)),
             conventions=self.detector.conventions,
