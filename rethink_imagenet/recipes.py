@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA_SETS', 'WEIGHTS', 'OPEN', 'RECIPES', 'MULTIPLY_ADDS', 'PIXELS', 'PRETRAINING', 'FIGURE2', 'SMALLER', 'DataSet',
            'Recipe', 'recipe_named', 'group_named', 'find', 'aligned', 'seconds_an_iteration', 'Cost', 'cost',
-           'samples_figure', 'files_of', 'union_of', 'training_subset', 'read_data', 'evaluation_subset', 'plan_for',
-           'pixels_as', 'small_detector', 'miniature', 'Training', 'trainings']
+           'files_of', 'union_of', 'training_subset', 'read_data', 'evaluation_subset', 'plan_for', 'pixels_as',
+           'small_detector', 'miniature', 'Training', 'trainings']
 
 # %% ../nbs/17_recipes.ipynb #a1700004
 import os
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from rethink_imagenet.data import (
     Dataset,
@@ -423,23 +421,6 @@ FIGURE2 = {
     "ImageNet pre-training + COCO fine-tuning, 2x": PRETRAINING + cost(RECIPES["table1/r50-gn-pretrained-2x"]),
     "COCO from random initialization, 6x": cost(RECIPES["table1/r50-gn-scratch-6x"]),
 }
-
-
-def samples_figure() -> Figure:
-    "Images, instances and pixels seen, with pre-training and without (paper, Fig. 2)"
-    figure = Figure(figsize=(7, 3.2), dpi=72, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 1)
-    tune = cost(RECIPES["table1/r50-gn-pretrained-2x"])
-    for ax, key, unit, name in zip(axes, ("images", "instances", "pixels"), (1e6, 1e6, 1e12), "MMT", strict=True):
-        values = [getattr(spent, key) / unit for spent in FIGURE2.values()]
-        ax.barh([1, 0], values, color=["tab:green", "tab:purple"])
-        ax.barh(1, getattr(tune, key) / unit, left=values[0] - getattr(tune, key) / unit, color="lightgreen")
-        for row, value in zip((1, 0), values, strict=True):
-            ax.annotate(f"{value:.3g}{name}", (value, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
-        ax.set_yticks([1, 0], ["pre-training + 2x", "scratch 6x"], fontsize=9)
-        ax.set(title=f"number of {key}", xlim=(0, 1.15 * max(values)), xticks=[])
-    return figure
 
 # %% ../nbs/17_recipes.ipynb #a1700025
 _COCO_FILES = (
