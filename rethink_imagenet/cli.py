@@ -266,6 +266,8 @@ def plan_of(
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, precision=precision,
                        backbone=backbone or detector.backbone, norm=norm or detector.norm)  # fmt: skip
+    if backbone == "vgg16":
+        raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
     Body(detector.backbone, detector.norm)
     if "batch" in changed and "unit" not in changed:  # as many images as before: the linear rule
         changed["unit"] = round(plan.unit * plan.batch / changed["batch"])

@@ -114,7 +114,8 @@ def nearest(
     what: str,  # what it is that was asked for
 ) -> InputError:
     "The error for a name that is not known, with the names that come nearest"
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = close or difflib.get_close_matches(name, known, n=10, cutoff=0)
     return InputError(f'no {what} "{name}"; nearest: {", ".join(close)}')
 
 

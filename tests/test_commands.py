@@ -243,6 +243,7 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
         "rethink_train", "--data", scenes, "--model", "small", "--weights", "nowhere.pt"
     )
     assert 'no backbone "resnet1O"' in fails("rethink_train", "--backbone", "resnet1O")
+    assert "`rethink_compare section5.1` has it" in fails("rethink_train", "--backbone", "vgg16")
     torch.save(Body("resnet18").state_dict(), tmp_path / "other.pt")
     other = ["--data", scenes, "--model", "small", "--weights", "other.pt"]
     assert "weights of another model" in fails("rethink_train", *other)
