@@ -654,6 +654,13 @@ def read_image_files(
     return _assemble(content, folder, content, folder, str)
 
 # %% ../nbs/01_data.ipynb #1a4e08a8
+def _annotations_of(content: dict[str, Any], image_ids: np.ndarray) -> dict[str, Any]:
+    "What COCO's format says about some images"
+    ids = set(image_ids.tolist())
+    images = [image for image in content["images"] if image["id"] in ids]
+    return content | {"images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
+
+
 def select(
     dataset: Dataset,  # to take images from
     images: np.ndarray,  # positions of the images to keep
@@ -669,6 +676,8 @@ def select(
         columns["polygons"] = dataset.polygons.select(kept.tolist())
     if dataset.keypoints is not None:
         columns["keypoints"] = dataset.keypoints[kept]
+    if isinstance(dataset.ground_truth, dict):
+        columns["ground_truth"] = _annotations_of(dataset.ground_truth, columns["image_ids"])
     return replace(dataset, starts=starts, **columns)
 
 
