@@ -686,7 +686,7 @@ def rethink_pretrain(
     data: str = "",  # folder with one sub-folder of images for each class; without, the embedded crops
     out: str = "runs/pretrain",  # folder for the results; the weights are weights.safetensors in it
     backbone: str = "resnet10_025",  # vgg16, resnet10_025 or a ResNet of timm
-    norm: str = "gn",  # gn or bn; none for vgg16
+    norm: str = "gn",  # gn, bn or syncbn; none for vgg16
     epochs: float = 6.0,  # passes over the images
     batch: int = 64,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch; 0.01 suits vgg16

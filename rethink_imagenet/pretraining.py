@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         self,
         num_classes: int,  # to tell apart
         backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
-        norm: str = "gn",  # "gn" or "bn"; "none" for VGG-16
+        norm: str = "gn",  # "gn", "bn" or "syncbn"; "none" for VGG-16
     ):
         super().__init__()
         self.body = body_named(backbone, norm)
@@ -199,7 +199,7 @@ def pretrain(
     data: str | Path,  # a folder with one sub-folder of images for each class
     folder: Path,  # of the run; an unfinished run in it is continued
     backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
-    norm: str = "gn",  # "gn" or "bn"; "none" for VGG-16
+    norm: str = "gn",  # "gn", "bn" or "syncbn"; "none" for VGG-16
     epochs: float = 100,  # passes over the images
     batch: int = 256,  # images an iteration
     rate: float = 0.1,  # learning rate for 256 images, scaled with the batch

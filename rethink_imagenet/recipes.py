@@ -520,8 +520,11 @@ def evaluation_subset(
     recipe: Recipe,  # to be carried out
     val_set: Dataset,  # all that there is
 ) -> Dataset:
-    "The images that a recipe is evaluated on: all, or the first so many of a miniature"
-    return select(val_set, np.arange(min(recipe.evaluated or len(val_set), len(val_set))))
+    "The images that a recipe is evaluated on: all, or the first so many of a miniature. Raises InputError"
+    few = select(val_set, np.arange(min(recipe.evaluated or len(val_set), len(val_set))))
+    if recipe.base.detector.keypoints and not len(trainable(few, keypoints=True)):
+        raise InputError(f"{val_set.source}: none of {len(few):,} images has keypoints to evaluate {recipe.name} with")
+    return few
 
 
 def plan_for(
