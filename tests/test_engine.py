@@ -181,9 +181,9 @@ def test_dry_run_and_tensorboard(train: Callable[..., Done], tmp_path: Path) -> 
 
     events = EventAccumulator(str(tmp_path / "out" / "2x" / "tensorboard")).Reload()
     log = [json.loads(line) for line in (tmp_path / "out" / "2x" / "log.jsonl").read_text().splitlines()]
-    (line,) = (line for line in log if "losses" in line)
-    (point,) = events.Scalars("losses/loss_mask")
-    assert (point.step, point.value) == (20, pytest.approx(line["losses"]["loss_mask"]))
+    lines, points = [line for line in log if "losses" in line], events.Scalars("losses/loss_mask")
+    assert [point.step for point in points] == [line["iteration"] for line in lines] == list(range(1, 21))
+    assert [point.value for point in points] == pytest.approx([line["losses"]["loss_mask"] for line in lines])
 
 
 def test_import_leaves_signals_alone() -> None:
