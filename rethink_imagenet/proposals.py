@@ -31,8 +31,8 @@ def anchor_forms(
         widths = [round((stride**2 / ratio) ** 0.5) for ratio in RATIOS]
         heights = [round(width * ratio) for width, ratio in zip(widths, RATIOS, strict=True)]
         return (sizes * torch.tensor([widths, heights], dtype=torch.float32).T[:, None]).flatten(0, 1)
-    root = torch.tensor(RATIOS, dtype=torch.float64).sqrt()
-    sides = (sizes * stride * torch.stack([1 / root, root], dim=1)[:, None]).flatten(0, 1).float()
+    root = torch.tensor(RATIOS).sqrt()
+    sides = (sizes * stride * torch.stack([1 / root, root], dim=1)[:, None]).flatten(0, 1)
     return 2 * (sides / 2).round() if rounding == "half" else sides
 
 

@@ -5,11 +5,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from rethink_imagenet.data import read_coco, read_splits, trainable
+from rethink_imagenet.transforms import TrainingSamples, read_sample, resize
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
+Target = dict[str, Any]
 
 
 @pytest.fixture
@@ -23,6 +30,40 @@ def sample_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture
+def photographs(sample_data: Callable[[str], Path]) -> tuple[list[Tensor], list[Target]]:
+    """Four photographs of different sizes, the last without objects."""
+    train, _ = read_splits(sample_data("coco_mini_by"))
+    samples = TrainingSamples(train, short=(128, 128), long=192)
+    images, targets = [], []
+    for p in (0, 3, 5, 8):
+        image, target = samples[p]
+        single = torch.where(~target["crowd"])[0]
+        target = {"boxes": target["boxes"][single].double(), "labels": target["labels"][single],
+                  "polygons": target["polygons"].select(single.tolist())}  # fmt: skip
+        images.append(image.double())
+        targets.append(target)
+    targets[-1] = {"boxes": torch.zeros(0, 4).double(), "labels": torch.zeros(0, dtype=torch.int64),
+                   "polygons": targets[-1]["polygons"].select([])}  # fmt: skip
+    assert len({tuple(image.shape) for image in images}) > 1
+    return images, targets
+
+
+@pytest.fixture
+def persons(sample_data: Callable[[str], Path]) -> tuple[list[Tensor], list[Target]]:
+    """Four photographs of persons with keypoints, of different sizes."""
+    data = read_coco(sample_data("coco_mini_by") / "annotations" / "person_keypoints_train2017.json")
+    images, targets = [], []
+    for m in trainable(data, keypoints=True)[:4].tolist():
+        image, target = resize(*read_sample(data, m), 128, 192)
+        single = ~target["crowd"]
+        targets.append({key: target[key][single] for key in ("boxes", "labels", "keypoints")})
+        targets[-1]["boxes"] = targets[-1]["boxes"].double()
+        images.append(image.double())
+    assert len({tuple(image.shape) for image in images}) > 1
+    return images, targets
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ It computes boxes in 32 bits, in which two candidates with nearly equal scores m
 compared as sets.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,7 @@ from torch import Tensor
 
 from rethink_imagenet.cascade import CascadeHead
 from rethink_imagenet.conversion import PUBLISHED, from_detectron2, to_detectron2
-from rethink_imagenet.data import read_coco, trainable
 from rethink_imagenet.detectors import Detector
-from rethink_imagenet.transforms import read_sample, resize
 
 pytestmark = pytest.mark.slow
 
@@ -61,24 +57,6 @@ def pair(name: str) -> tuple[Detector, Any]:
     return ours, model
 
 
-def photographs(folder: Path, keypoints: bool) -> tuple[list[Tensor], list[Target]]:
-    """Four photographs of different sizes, the last without objects if they need not have keypoints."""
-    kind = "person_keypoints" if keypoints else "instances"
-    data = read_coco(folder / "annotations" / f"{kind}_train2017.json")
-    images, targets = [], []
-    for m in trainable(data, keypoints=keypoints)[[0, 1, 2, 3] if keypoints else [0, 3, 5, 8]].tolist():
-        image, target = resize(*read_sample(data, m), 128, 192)
-        single = torch.where(~target["crowd"])[0]
-        if len(images) == 3 and not keypoints:
-            single = single[:0]
-        keys = ("boxes", "labels", "keypoints") if keypoints else ("boxes", "labels")
-        targets.append({key: target[key][single] for key in keys})
-        targets[-1]["polygons"] = target["polygons"].select(single.tolist())
-        images.append(image)
-    assert len({tuple(image.shape) for image in images}) > 1
-    return images, targets
-
-
 def as_theirs(images: list[Tensor], targets: list[Target]) -> list[dict[str, Any]]:
     """The batch as detectron2 takes it."""
     from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
@@ -87,21 +65,24 @@ def as_theirs(images: list[Tensor], targets: list[Target]) -> list[dict[str, Any
     for image, target in zip(images, targets, strict=True):
         found = Instances(tuple(image.shape[1:]))
         found.gt_boxes, found.gt_classes = Boxes(target["boxes"]), target["labels"] - 1
-        rings = [[ring.astype(float).ravel() for ring in target["polygons"][n]] for n in range(len(target["labels"]))]
-        found.gt_masks = PolygonMasks(rings)
         if "keypoints" in target:
             found.gt_keypoints = Keypoints(target["keypoints"].float())
+        else:
+            objects = map(target["polygons"].__getitem__, range(len(target["labels"])))
+            found.gt_masks = PolygonMasks([[ring.astype(float).ravel() for ring in rings] for rings in objects])
         batch.append({"image": 255 * image.flip(0), "instances": found})
     return batch
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "_FPN_" in name])
-def test_losses_and_detections_are_detectron2s(sample_data: Callable[[str], Path], name: str) -> None:
+def test_losses_and_detections_are_detectron2s(request: pytest.FixtureRequest, name: str) -> None:
     """Losses to 5e-4; 19 of 20 detections to 0.05 pixels and 1e-3 of their score."""
     ours, theirs = pair(name)
     from detectron2.utils.events import EventStorage
 
-    images, targets = photographs(sample_data("coco_mini_by"), ours.config.keypoints > 0)
+    images, targets = request.getfixturevalue("persons" if ours.config.keypoints else "photographs")
+    images = [image.float() for image in images]
+    targets = [target | {"boxes": target["boxes"].float()} for target in targets]
     with torch.no_grad(), EventStorage():
         losses, expected = ours.train()(images, targets), theirs.train()(as_theirs(images, targets))
     assert len(losses) == len(expected) >= 4

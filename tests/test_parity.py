@@ -4,9 +4,7 @@ Both compute in double precision: in 32 bits the two rank candidates with nearly
 the comparison would be one of rounding. The chapter on conversion compares them in 32 bits, on two small images.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +19,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from rethink_imagenet.conventions import TORCHVISION
 from rethink_imagenet.conversion import _AsGiven as AsGiven
 from rethink_imagenet.conversion import from_torchvision, to_torchvision, torchvision_model
-from rethink_imagenet.data import read_coco, read_splits, trainable
 from rethink_imagenet.detectors import VGG16, Detector, DetectorConfig
 from rethink_imagenet.heads import bitmaps_of
-from rethink_imagenet.transforms import TrainingSamples, read_sample, resize
 from rethink_imagenet.vgg import VGGBody
 
 Target = dict[str, Any]
@@ -33,25 +29,6 @@ ALL = DetectorConfig(
     num_classes=90, rpn_number=10**6, box_number=10**6, conventions=replace(TORCHVISION, post_nms=(60, 60))
 )
 HEADS = {"gn": ("gn", "gn", (4, 1)), "frozen_bn": ("frozen_bn", "none", (0, 2))}
-
-
-@pytest.fixture
-def photographs(sample_data: Callable[[str], Path]) -> tuple[list[Tensor], list[Target]]:
-    """Four photographs of different sizes, the last without objects."""
-    train, _ = read_splits(sample_data("coco_mini_by"))
-    samples = TrainingSamples(train, short=(128, 128), long=192)
-    images, targets = [], []
-    for p in (0, 3, 5, 8):
-        image, target = samples[p]
-        single = torch.where(~target["crowd"])[0]
-        target = {"boxes": target["boxes"][single].double(), "labels": target["labels"][single],
-                  "polygons": target["polygons"].select(single.tolist())}  # fmt: skip
-        images.append(image.double())
-        targets.append(target)
-    targets[-1] = {"boxes": torch.zeros(0, 4).double(), "labels": torch.zeros(0, dtype=torch.int64),
-                   "polygons": targets[-1]["polygons"].select([])}  # fmt: skip
-    assert len({tuple(image.shape) for image in images}) > 1
-    return images, targets
 
 
 def pair(backbone: str, kind: str) -> tuple[Detector, MaskRCNN]:
@@ -176,16 +153,9 @@ def same_losses_and_detections(
                 torch.testing.assert_close(mine[key], other[key].double(), atol=tolerance, rtol=0)
 
 
-def test_keypoint_rcnn_on_photographs(sample_data: Callable[[str], Path]) -> None:
+def test_keypoint_rcnn_on_photographs(persons: tuple[list[Tensor], list[Target]]) -> None:
     """All five losses and the keypoints found, on photographs of persons."""
-    persons = read_coco(sample_data("coco_mini_by") / "annotations" / "person_keypoints_train2017.json")
-    images, targets = [], []
-    for m in trainable(persons, keypoints=True)[:3].tolist():
-        image, target = resize(*read_sample(persons, m), 128, 192)
-        single = ~target["crowd"]
-        targets.append({key: target[key][single] for key in ("boxes", "labels", "keypoints")})
-        targets[-1]["boxes"] = targets[-1]["boxes"].double()
-        images.append(image.double())
+    images, targets = persons
     torch.manual_seed(0)
     config = replace(ALL, num_classes=1, backbone="resnet18", norm="frozen_bn", head_norm="none", box_layers=(0, 2),
                      masks=False, keypoints=17, keypoint_channels=32)  # fmt: skip
