@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from rethink_imagenet import cli
 from rethink_imagenet.backbones import Body
+from rethink_imagenet.comparison import run_schedule
 from rethink_imagenet.data import InputError, read_coco, read_splits
+from rethink_imagenet.detectors import DEMO
 from rethink_imagenet.evaluation import evaluate
+from rethink_imagenet.plans import Execution, Plan
 from rethink_imagenet.scenes import write_scenes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -326,3 +331,60 @@ def test_a_reader_that_has_seen_enough() -> None:
 def test_a_timeout_that_is_none(command: Command, minutes: str) -> None:
     done = command("rethink_train", "--timeout", minutes)
     assert done.returncode == 2 and "takes minutes, above 0" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", 'no device "gpu"; nearest'),
+        ("cuda:x", 'no device "cuda:x"; nearest: cuda:0'),
+        ("cuda:0", "PyTorch finds"),
+        ("mps", "no GPU of Apple's here"),
+    ],
+)
+def test_a_device_that_is_not_there(command: Command, device: str, message: str) -> None:
+    if device != "gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = command("rethink_train", "--device", device)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    """What PyTorch does on a GPU that is full."""
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB"
+    raise torch.OutOfMemoryError(f"{told} is free. Process 1 has 77.91 GiB memory in use. Of the allocated memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "words"),
+    [
+        ("run_family", "--at-once 1", {"dry_run": False}),
+        ("pretrain", "take a smaller --batch or --side", {"epochs": 1.0}),
+        ("predict", "take a device with more, or --device cpu", {}),
+    ],
+)
+def test_a_gpu_that_is_full(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, hint: str, words: dict[str, Any],
+) -> None:  # fmt: skip
+    """One line with what would fit, and status 1; in training, in pre-training, and in the evaluation of a model."""
+    commands = {"run_family": cli.rethink_train, "pretrain": cli.rethink_pretrain, "predict": cli.rethink_eval}
+    data = {"data": str(scenes)}
+    if name == "predict":
+        train, val = read_splits(scenes)
+        plan = Plan(replace(DEMO, num_classes=len(train.category_ids)), (2,), 1, batch=2, short=(64, 64), long=64)
+        run_schedule(plan, 2, tmp_path / "run", train, val, execution=Execution(workers=0))
+        data |= {"model": str(tmp_path / "run")}
+    elif name == "run_family":
+        data |= {"model": "demo"}
+    else:
+        data = {}
+    capsys.readouterr()
+    monkeypatch.setattr(cli, name, out_of_memory)
+    with pytest.raises(SystemExit) as stop:
+        commands[name](**data, **words, device="cpu", out=str(tmp_path / "out"))
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1 and len(lines) == 1, lines
+    assert "Tried to allocate 2.00 GiB. GPU 0 has a total capacity" in lines[0] and hint in lines[0]
+    assert "Process 1" not in lines[0]
