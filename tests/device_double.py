@@ -118,11 +118,13 @@ def _is_view(func: Any) -> bool:
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: "Device | None") -> Any:
     """Run an operation of the device, or between it and the host, on the tensors within."""
-    name, arguments = func._schema.name.split("::")[1], [*tree_leaves(args), *tree_leaves(kwargs)]
-    ours = [leaf for leaf in arguments if isinstance(leaf, OnDevice)]
-    theirs = [leaf for leaf in arguments if isinstance(leaf, Tensor) and not isinstance(leaf, OnDevice)]
+    name, leaves = func._schema.name.split("::")[1], [*tree_leaves(args), *tree_leaves(kwargs)]
+    ours = [leaf for leaf in leaves if isinstance(leaf, OnDevice)]
+    theirs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, OnDevice)]
     asked = kwargs.get("device")
-    to_device = _on_device(asked) if asked is not None else bool(ours) and not (name == "copy_" and args[0] in theirs)
+    to_device = bool(ours) if asked is None else _on_device(asked)
+    if name == "copy_":
+        to_device = isinstance(args[0], OnDevice)
     waits = _waits(func, name, args, kwargs, ours, theirs, to_device)
     if device is not None:
         device.count(name, waits, 0 if name in NO_LAUNCH or _is_view(func) else 1)
