@@ -15,6 +15,8 @@ strides. In C++ its device is `cpu:0`, which PyTorch keeps apart from the `cpu` 
 bit. (With `cuda` in C++ too, autograd asks the driver for a stream, and the process ends.) Tensors that C++ makes by
 the options of another one are asked for on `cpu:0`, so that they are known to belong to the device.
 
+Triton's kernels are run by its interpreter, so that what only a GPU does is done here too.
+
 What it cannot know: how many kernels an operation launches (each counts as one, views and allocations as none), and
 what CUDA's autocast and its kernels do otherwise, such as the copies of PyTorch's group norm in channels_last.
 """
@@ -22,7 +24,7 @@ what CUDA's autocast and its kernels do otherwise, such as the copies of PyTorch
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,8 +34,13 @@ import torch
 import torchvision  # noqa: F401  registers its operations
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+
+try:
+    from triton.runtime.jit import JITFunction
+except ImportError:  # it comes with PyTorch's builds for CUDA
+    JITFunction = None
 
 INSIDE = torch.device("cpu:0")  # what C++ takes the device for
 OUTSIDE = torch.device("cuda:0")  # what Python is told
@@ -276,6 +283,25 @@ class _Stream:
         return True
 
 
+def _kernels(device: "Device") -> dict[str, Callable[..., Any]]:
+    """What Triton's kernels do on the double: its interpreter runs them on the tensors within."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        device.count(kernel.fn.__name__, {}, 1)
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
+            interpreted = InterpretedFunction(kernel.fn)
+            rewritten = interpreted.rewrite()  # annotations that were strings have come out as strings of strings
+            rewritten.__annotations__ = {name: str(kind).strip("'") for name, kind in rewritten.__annotations__.items()}
+            interpreted.run(*inner_args, grid=grid, warmup=warmup, **inner_kwargs)
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        return InterpretedFunction(function.fn)(*args, **kwargs)
+
+    return {"run": run, "__call__": call}
+
+
 class Device(ExitStack):
     """While entered, there is a GPU. Counts `waits` and `launches`; `places` says where the host waited."""
 
@@ -336,6 +362,11 @@ class Device(ExitStack):
             isinstance(one, OnDevice) or isinstance(other, OnDevice)) and compatible(one, other)))  # fmt: skip
         self.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         self.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor, *args: tensor))
+        for name in ("device", "device_of"):
+            self.enter_context(mock.patch.object(torch.cuda, name, lambda *args: nullcontext()))
+        if JITFunction is not None:
+            for name, answer in _kernels(self).items():
+                self.enter_context(mock.patch.object(JITFunction, name, answer))
         self.enter_context(_Factories())
         self.enter_context(_Operations(self))
         return self
