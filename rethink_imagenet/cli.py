@@ -143,13 +143,13 @@ def console(
     return command
 
 # %% ../nbs/20_cli.ipynb #8f9d438d
-def _asking_for_less(command: Callable[..., None]) -> str:
-    "How a command gets along with less memory on its device"
+def _asking_for_less(command: Callable[..., None], given: dict[str, Any]) -> str:
+    "How a command, given these options, gets along with less memory on its device"
     known = signature(command).parameters
-    if "at_once" in known:
+    if "at_once" in known and given.get("at_once") != 1:
         return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
-    options = [f"--{name}" for name in ("batch", "side") if name in known]
-    return f"take a smaller {' or '.join(options)}" if options else "take a device with more, or --device cpu"
+    smaller = "at_once" not in known and "side" in known  # networks that classify
+    return "take a smaller --batch or --side" if smaller else "take a device with more memory, or --device cpu"
 
 
 def one_line_faults(
@@ -166,8 +166,10 @@ def one_line_faults(
         except (InputError, RunStopped) as fault:
             if isinstance(fault, LostProcess) and interruption.asked:  # the others were asked too, and were faster
                 fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
+            told = str(fault)
+            if isinstance(fault, OutOfMemory):
+                told += f"; {_asking_for_less(command, kwargs)}"
             if speaks() or not getattr(fault, "shared", False):
-                told = f"{fault}; {_asking_for_less(command)}" if isinstance(fault, OutOfMemory) else str(fault)
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
         except BrokenPipeError:

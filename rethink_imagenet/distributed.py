@@ -100,8 +100,6 @@ class LostProcess(RunStopped):
 def _meet(device: str, timeout: timedelta) -> None:
     "Make the process group; each attempt of a restarted job meets under a name of its own"
     on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(device if ":" in device else device_of(device))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     store, number, processes = next(iter(rendezvous("env://", timeout=timeout)))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # only one torchrun, so all have the same count
@@ -127,15 +125,19 @@ def joined(
     launch = launched_as()
     if not 0 < timeout <= 10_080:
         raise SharedFault(f"--timeout {timeout:g}: takes minutes, above 0 and at most 10080, which is a week")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # where kernels of our own run, and what `circumstances` names
     if launch is None:
         yield
         return
     # where a 1x1 kernel has its gradient's strides from means nothing, but PyTorch remarks on it
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    farewell = True
     try:
         _meet(device, timedelta(minutes=timeout))
         yield
-    except RuntimeError as error:
+    except BaseException as error:
+        farewell = not device.startswith("cuda") or _is_known_to_all(error)
         if isinstance(error, RunStopped) or not _is_about_others(error):
             raise
         reason = str(error).splitlines()[0][:160]
@@ -144,13 +146,18 @@ def joined(
         ) from None
     finally:
         gc.collect()  # what wrapped a model would keep the threads of the group alive
-        if dist.is_initialized():
+        if farewell and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _is_about_others(error: RuntimeError) -> bool:
+def _is_about_others(error: BaseException) -> bool:
     "Whether an exchange between processes failed; gloo says so in plain errors that name its source"
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _is_known_to_all(error: BaseException) -> bool:
+    "Whether all processes end for the same reason; a command that has told its fault ends with SystemExit"
+    return any(getattr(fault, "shared", False) for fault in (error, error.__context__))
 
 
 def speaks() -> bool:

@@ -131,15 +131,19 @@ class CannotWrite(RunStopped):
 class OutOfMemory(RunStopped):
     "The device has no room for what was asked of it; nothing that was written is lost"
 
+    status = 2  # like an input that does not fit
+
 
 @contextmanager
 def memory_told() -> Iterator[None]:
     "A block in which want of memory on the device is an OutOfMemory, in PyTorch's own first words"
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        said = " ".join(str(error).split()).split(". ")  # what was tried, and what is free
-        raise OutOfMemory(". ".join(said[:3])) from None
+    except RuntimeError as error:
+        said = next(iter(str(error).splitlines()), "")
+        if isinstance(error, RunStopped) or ("out of memory" not in said and "_ALLOC_FAILED" not in said):
+            raise
+        raise OutOfMemory(". ".join(said.split(". ")[:3])) from None  # what was tried, and what is free
 
 
 OF_THE_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM

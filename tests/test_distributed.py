@@ -275,6 +275,60 @@ def test_each_process_sees_one_gpu(tmp_path: Path, second: str, end: str) -> Non
         assert said[0].startswith(f"cuda:0\ncpu:gloo,cuda:nccl\n{end}"), said
 
 
+FULL = """
+import sys, time
+from unittest.mock import patch
+import torch
+from torch import distributed as dist
+from rethink_imagenet import distributed
+from rethink_imagenet.cli import one_line_faults
+from rethink_imagenet.data import InputError
+from rethink_imagenet.distributed import joined
+from rethink_imagenet.processes import rank, together
+
+leave = dist.destroy_process_group
+
+
+def farewell():  # as NCCL's, it waits for the others
+    dist.barrier()
+    leave()
+
+
+def command():
+    if sys.argv[1] == "both":
+        with together():
+            raise InputError("a.json: no such file")
+    elif rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    time.sleep(120)
+
+
+def meet(device, timeout):
+    dist.init_process_group("gloo", timeout=timeout)
+
+
+with (
+    patch.object(torch.cuda, "set_device"), patch.object(distributed, "_meet", meet),
+    patch.object(dist, "destroy_process_group", farewell), joined("cuda:0", timeout=2),
+):
+    one_line_faults(command)()
+"""
+
+
+def test_a_process_whose_gpu_is_full_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """Its farewell would be heard only when they leave too; a fault that all know of ends in good order."""
+    (tmp_path / "full.py").write_text(FULL)
+    first, second = by_hand([sys.executable, str(tmp_path / "full.py"), "one"], PAIR)
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 2 and said.startswith("command: CUDA out of memory. Tried to allocate 2.00 GiB; take a")
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    pair = by_hand([sys.executable, str(tmp_path / "full.py"), "both"], PAIR)
+    told = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2] and told == ["command: a.json: no such file\n", ""], told
+
+
 def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -> None:
     """The other one does not wait longer than it was told."""
     out = tmp_path / "out"
