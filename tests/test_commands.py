@@ -415,27 +415,28 @@ def test_a_gpu_that_is_full(
 def test_a_run_goes_on_with_less_memory(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A GPU that is full at the sixth iteration costs the fifth, which no checkpoint has; the hint leads to the end."""
+    """A GPU that is full costs what came after the last checkpoint, and the hint leads to the end."""
     together, seen = training.backward, []
 
     def backward(model: Any, images: list[Any], targets: list[Any], batch: int, at_once: int) -> dict[str, float]:
         seen.append(at_once)
-        if at_once != 1 and len(seen) > 5:
+        if at_once != 1 and len(seen) > 7:
             out_of_memory()
         return together(model, images, targets, batch, at_once)
 
     monkeypatch.setattr(training, "backward", backward)
-    words: dict[str, Any] = {"data": str(scenes), "model": "demo", "short": 64, "long": 64, "schedule": "2", "unit": 3}
-    words |= {"batch": 2, "save_every": 3, "device": "cpu", "workers": 0, "out": str(tmp_path / "out")}
+    words: dict[str, Any] = {"data": str(scenes), "model": "demo", "short": 64, "long": 64, "schedule": "2", "unit": 10}
+    words |= {"batch": 2, "save_every": 20, "device": "cpu", "workers": 0, "out": str(tmp_path / "out")}
     with pytest.raises(SystemExit) as stop:
         cli.rethink_train(**words)
     assert stop.value.code == 2 and "--resume then takes --accept at_once" in capsys.readouterr().err
     run = tmp_path / "out" / "2x"
-    assert [iteration_of(path) for path in checkpoints_of(run)] == [3, 4] and not list(tmp_path.rglob("*.partial"))
+    kept = iteration_of(checkpoints_of(run)[-1])
+    assert 0 < kept < 7 and not list(tmp_path.rglob("*.partial"))
     cli.rethink_train(**words, at_once=1, resume=True, accept="at_once")
-    assert seen == [0] * 6 + [1] * 2
+    assert seen == [0] * 8 + [1] * (20 - kept)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["iteration"] == 6 and (run / "results.json").is_file()
+    assert log[-1]["iteration"] == 20 and (run / "results.json").is_file()
     words |= {"at_once": 1, "overwrite": True}
     monkeypatch.setattr(training, "backward", out_of_memory)
     with pytest.raises(SystemExit):
