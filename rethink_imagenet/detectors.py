@@ -32,6 +32,7 @@ from rethink_imagenet.heads import (
 from .keypoints import KeypointHead
 from .pooling import roi_align_pyramid
 from .proposals import RPN
+from .rasters import Outlines
 from .transforms import Target, batch_images
 from .vgg import backbone_named
 
@@ -82,7 +83,7 @@ def _ready(target: Target, image: Tensor, masks: str | None) -> Target:
     made = split_crowds(target)
     if masks:
         made = with_masks(made, masks, (image.shape[1], image.shape[2]))
-    tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in made.items() if isinstance(value, Tensor | Outlines)}
     return made | {key: value.to(image.device, non_blocking=True) for key, value in tensors.items()}
 
 # %% ../nbs/10_detectors.ipynb #603141fb

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['Cut', 'PASTING', 'match_proposals', 'as_rois', 'Samples', 'matched_samples', 'sample_proposals', 'box_losses',
-           'clipped', 'read_boxes', 'convolutions', 'BoxHead', 'mask_target', 'mask_targets', 'resampled_targets',
-           'bitmaps_of', 'with_masks', 'masks_to_draw', 'mask_loss', 'MaskHead', 'paste_mask', 'paste_mask_by_grid',
-           'encode_mask']
+           'clipped', 'read_boxes', 'convolutions', 'BoxHead', 'resampled_targets', 'bitmaps_of', 'with_masks',
+           'masks_to_draw', 'mask_loss', 'MaskHead', 'paste_mask', 'paste_mask_by_grid', 'encode_mask']
 
 # %% ../nbs/08_heads.ipynb #d0d15840
 import math
@@ -41,6 +40,7 @@ from rethink_imagenet.boxes import (
 from .conventions import DETECTRON, Conventions
 from .data import Polygons, trace
 from .fused_norm import FusedSequential
+from .rasters import Outlines, outlines_of, raster_regions
 from .suppression import best_first, suppress
 from .transforms import Target, sent
 
@@ -277,33 +277,6 @@ class BoxHead(nn.Module):
         logits, codes, _ = self.predict(cut, samples.rois, samples.sizes)
         return box_losses(logits, codes, samples, self.conventions, self.code_weights), samples
 
-# %% ../nbs/08_heads.ipynb #b997a2c9
-def mask_target(
-    rings: list[np.ndarray],  # outlines [V, 2] of an object in pixels of the image
-    box: np.ndarray,  # [4], of the proposal in pixels
-    side: int = 28,  # of the mask
-) -> np.ndarray:  # [side, side] uint8, 0 or 1
-    "The part of an object inside a box as a small mask (Detectron's polys_to_mask_wrt_box)"
-    scale = side / np.maximum(box[2:] - box[:2], 1)
-    polygons = [((ring - box[:2]) * scale).astype(float).ravel().tolist() for ring in rings]
-    if not polygons:
-        return np.zeros((side, side), np.uint8)
-    encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
-    return coco_mask.decode(encoded)
-
-
-def mask_targets(
-    polygons: Polygons,  # outlines of the objects of an image, in pixels
-    boxes: Tensor,  # [F, 4], positive proposals in pixels, on the CPU
-    objects: Tensor,  # [F], the object each belongs to, on the CPU
-    side: int = 28,  # of the masks
-) -> Tensor:  # [F, side, side] float, 0 or 1
-    "What the mask head should have drawn for each positive proposal"
-    targets = np.zeros((len(boxes), side, side), np.uint8)
-    for i, (box, n) in enumerate(zip(boxes.detach().numpy(), objects.tolist(), strict=True)):
-        targets[i] = mask_target(polygons[n], box, side)
-    return torch.from_numpy(targets).float()
-
 # %% ../nbs/08_heads.ipynb #706fc9c8
 def resampled_targets(
     bitmaps: Tensor,  # [G, H, W], 0 or 1, of the objects of an image
@@ -334,29 +307,29 @@ def with_masks(
     target: Target,  # of an image: polygons, or masks [G, H, W]
     way: str,  # "polygons" or "bitmaps", as in `Conventions.mask_targets`
     size: tuple[int, int],  # height and width of the image in pixels
-) -> Target:  # with polygons for the one, masks for the other
+) -> Target:  # with `outlines` for the one, `masks` for the other
     "The target with its masks in the form that is wanted"
-    if way == "polygons" and "polygons" not in target:
-        outlines = Polygons.pack([trace(mask.bool().cpu().numpy()) for mask in target["masks"]])
-        return {key: value for key, value in target.items() if key != "masks"} | {"polygons": outlines}
-    if way == "bitmaps" and "masks" not in target:
-        return target | {"masks": bitmaps_of(target["polygons"], *size)}
-    return target
+    other = {key: value for key, value in target.items() if key not in ("masks", "polygons")}
+    if way == "bitmaps":
+        return other | {"masks": target["masks"] if "masks" in target else bitmaps_of(target["polygons"], *size)}
+    if "polygons" in target:
+        return other | {"outlines": outlines_of(target["polygons"])}
+    traced = [trace(mask.bool().cpu().numpy()) for mask in target["masks"]]
+    return other | {"outlines": outlines_of(Polygons.pack(traced))}
 
 # %% ../nbs/08_heads.ipynb #45bd4ebf
 def masks_to_draw(
     positive: Samples,  # F regions that show an object; targets with masks in the form that is wanted
     way: str = "polygons",  # or "bitmaps", as in `Conventions.mask_targets`
 ) -> Tensor:  # [F, 28, 28], 0..1
-    "What the mask head should draw for regions of all images; outlines are filled on the host, which waits for them"
-    boxes, objects = positive.rois[:, 1:], positive.objects
+    "What the mask head should draw for regions of all images; the host does not wait"
+    boxes, targets = positive.rois[:, 1:], positive.targets
     if way == "polygons":
-        boxes, objects = boxes.cpu(), objects.cpu()
-    drawn, parts = [], (boxes.split(positive.numbers), objects.split(positive.numbers))
-    for target, *here in zip(positive.targets, *parts, strict=True):
-        form = target["polygons" if way == "polygons" else "masks"]
-        drawn.append(mask_targets(form, *here) if way == "polygons" else resampled_targets(form, *here))
-    return torch.cat(drawn).to(positive.rois.device, non_blocking=True)
+        outlines: list[Outlines] = [target["outlines"] for target in targets]
+        most = sum(number * own.longest for number, own in zip(positive.numbers, outlines, strict=True))
+        return raster_regions(Outlines.joined(outlines), boxes, positive.object_in_batch, most)
+    parts = zip(targets, boxes.split(positive.numbers), positive.objects.split(positive.numbers), strict=True)
+    return torch.cat([resampled_targets(target["masks"], *here) for target, *here in parts])
 
 # %% ../nbs/08_heads.ipynb #a891c74d
 def mask_loss(

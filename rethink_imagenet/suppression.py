@@ -5,7 +5,7 @@
 # %% ../nbs/05b_suppression.ipynb #5347175a
 from __future__ import annotations
 
-from typing import Any
+from typing import no_type_check
 
 import numpy as np
 import torch
@@ -50,9 +50,8 @@ def _segments(scores: Tensor, groups: Tensor, number_of_groups: int) -> tuple[Te
 
 # %% ../nbs/05b_suppression.ipynb #cc9b5d21
 @kernel
-def _pairs(
-    boxes: Any, starts: Any, bits: Any, overlap: Any, words: Any, ROWS: tl.constexpr, WORDS: tl.constexpr
-) -> None:
+@no_type_check
+def _pairs(boxes, starts, bits, overlap, words, ROWS: tl.constexpr, WORDS: tl.constexpr):
     "Bits [rows, words] of the later boxes of a segment that each box overlaps, for a tile of ROWS and WORDS"
     start = tl.load(starts + tl.program_id(0))
     length = (tl.load(starts + tl.program_id(0) + 1) - start).to(tl.int32)
@@ -83,7 +82,8 @@ def _float_not_above(threshold: float) -> float:
 
 # %% ../nbs/05b_suppression.ipynb #29f26492
 @kernel
-def _walk(bits: Any, starts: Any, order: Any, kept: Any, words: Any, WORDS: tl.constexpr) -> None:
+@no_type_check
+def _walk(bits, starts, order, kept, words, WORDS: tl.constexpr):
     "Decide which boxes of a segment are left, from the bits of `_pairs`"
     start = tl.load(starts + tl.program_id(0))
     length = (tl.load(starts + tl.program_id(0) + 1) - start).to(tl.int32)

@@ -62,13 +62,17 @@ def recorded() -> Iterator[dict[Launch, None]]:
         yield launches
 
 
-def resources(launch: Launch, capability: int, folder: Path) -> tuple[int, int]:
-    """Compile; registers of a thread, and bytes of memory that it uses in place of more."""
+def compiled(launch: Launch, capability: int) -> Any:
+    """What Triton makes of a kernel for a generation of GPUs."""
     attributes = {(launch.function.arg_names.index(k),): [["tt.divisibility", 16]] for k in launch.multiples}
     source = ASTSource(launch.function, dict(launch.signature), dict(launch.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+
+
+def resources(launch: Launch, capability: int, folder: Path) -> tuple[int, int]:
+    """Compile; registers of a thread, and bytes of memory that it uses in place of more."""
     cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
+    cubin.write_bytes(compiled(launch, capability).asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     said = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
     numbers = dict(word.split(":") for word in said.split() if word.count(":") == 1 and not word.endswith(":"))
