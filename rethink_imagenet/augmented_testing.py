@@ -13,19 +13,22 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from .data import Dataset, InputError
 from .detectors import Detector
 from .heads import Cut, as_rois, read_boxes
 from .keypoints import read_keypoints
+from .suppression import best_first, suppress
 from rethink_imagenet.transforms import (
     EvaluationSamples,
     Target,
+    constant,
     mirrored_order,
     read_sample,
     resize,
     resized_size,
+    sent,
 )
 
 # %% ../nbs/15_augmented_testing.ipynb #0d14a46b
@@ -70,7 +73,7 @@ class Frame:
     ) -> Tensor:  # [D, 4] in pixels of the other
         "The same boxes in another frame of the same image"
         x, y = other.width / self.width, other.height / self.height
-        carried = boxes * boxes.new_tensor([x, y, x, y])
+        carried = boxes * sent([x, y, x, y], boxes)
         if self.flipped == other.flipped:
             return carried
         x1, y1, x2, y2 = carried.unbind(dim=1)
@@ -96,17 +99,21 @@ def vote(
     agree = (box_iou(boxes, candidates["boxes"]) >= overlap) & (labels[:, None] == candidates["labels"])
     weights = agree * candidates["scores"]
     total = weights.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, weights @ candidates["boxes"] / total.clamp(min=1e-12), boxes)
+    with torch.autocast(boxes.device.type, enabled=False):  # a mean of coordinates wants all their digits
+        return torch.where(total > 0, weights @ candidates["boxes"] / total.clamp(min=1e-12), boxes)
 
 
 def merge_boxes(
     parts: Sequence[dict[str, Tensor]],  # boxes, labels, scores that each pass found, in one frame
+    classes: int,  # foreground classes
     number: int = 100,  # to keep (Detectron's TEST.DETECTIONS_PER_IM)
 ) -> dict[str, Tensor]:  # boxes [D, 4], labels [D], scores [D], best first
     "Union of passes, suppression at .5, voting at .9"
     union = {key: torch.cat([part[key] for part in parts]) for key in ("boxes", "labels", "scores")}
-    kept = batched_nms(union["boxes"], union["scores"], union["labels"], 0.5)[:number]
-    found = {key: column[kept] for key, column in union.items()}
+    boxes, scores, labels = union["boxes"][None], union["scores"][None], union["labels"]
+    kept = suppress(boxes, scores, labels, 0.5, classes + 1, len(labels))
+    (best,), (few,) = best_first(scores, kept, number)
+    found = {key: column[best[: int(few)]] for key, column in union.items()}
     if len(parts) > 1:
         found["boxes"] = vote(found["boxes"], found["labels"], union)
     return found
@@ -121,7 +128,7 @@ def passes_for(
 ) -> Tensor:  # [P, D], 1 where the heat map of a pass counts for a box and 0 where it does not
     "No smaller pass for a small person, no larger one for a large one (Detectron's SCALE_SIZE_DEP)"
     small = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) < KEYPOINT_AREA
-    shorts = torch.tensor([each.short for each in passes], device=boxes.device)[:, None]
+    shorts = constant([each.short for each in passes], boxes)[:, None]
     return torch.where(small, shorts >= shorts[0], shorts <= shorts[0]).to(boxes)
 
 # %% ../nbs/15_augmented_testing.ipynb #b1bd4c64
@@ -202,7 +209,7 @@ class AugmentedDetector(nn.Module):
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
         file, frame = Frame(image.shape[1], image.shape[2]), self.frame(image)
-        found = merge_boxes([self.candidates(image, how, frame) for how in self.passes])
+        found = merge_boxes([self.candidates(image, how, frame) for how in self.passes], self.config.num_classes)
         on_file = frame.carry(found["boxes"], file)
         counts = {
             "masks": torch.ones(len(self.passes), len(on_file)).to(on_file),
@@ -216,7 +223,7 @@ class AugmentedDetector(nn.Module):
         means = {key: total / counts[key].sum(dim=0).view(-1, *[1] * (total.ndim - 1)) for key, total in sums.items()}
         if "maps" in means:
             points, found["keypoint_scores"] = read_keypoints(means.pop("maps"), found["boxes"])
-            found["keypoints"] = points * points.new_tensor([file.width / frame.width, file.height / frame.height, 1])
+            found["keypoints"] = points * sent([file.width / frame.width, file.height / frame.height, 1], points)
         return found | means | {"boxes": on_file}
 
 # %% ../nbs/15_augmented_testing.ipynb #03c3e0ec

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .boxes import BOX_WEIGHTS, decode, widened
+from .boxes import BOX_WEIGHTS, decode, positions
 from .conventions import DETECTRON, Conventions
 from .data import InputError
-from .heads import BoxHead, Cut, Samples, box_losses, clipped, match_proposals
+from .heads import BoxHead, Cut, Samples, box_losses, clipped, matched_samples
 
 # %% ../nbs/09_cascade.ipynb #cc319c51
 @dataclass(frozen=True)
@@ -58,15 +58,16 @@ def next_samples(
     "The samples of the next stage: all that were no perfect boxes, moved, and the objects themselves"
     kept = (rois[:, 3:] > rois[:, 1:3]).all(dim=1)
     if conventions.cascade_objects:
-        shown = torch.where(samples.labels > 0)[0]
-        kept[shown] &= (samples.rois[shown, 1:] != samples[shown].of_objects("boxes")).any(dim=1)
-    parts = []
-    for b, target in enumerate(samples.targets):
-        boxes = rois[(samples.image == b) & kept, 1:]
-        if conventions.cascade_objects:
-            boxes = torch.cat([target["boxes"][~target["crowd"]], boxes])
-        parts.append((boxes, *match_proposals(boxes, target, overlap, conventions.crowd_class)))
-    return Samples.gather(parts, samples.targets, samples.sizes)
+        shown = positions(samples.labels > 0, sum(samples.shown))
+        positive = samples.some(shown, samples.shown)
+        moves = (positive.rois[:, 1:] != positive.of_objects("boxes")).any(dim=1)
+        kept = kept.index_put((shown,), kept[shown] & moves)
+    parts = kept.split(samples.numbers)
+    numbers = torch.stack([part.sum() for part in parts]).tolist()
+    boxes = list(rois[positions(kept, sum(numbers)), 1:].split(numbers))
+    if conventions.cascade_objects:
+        boxes = [torch.cat([target["boxes"], box]) for target, box in zip(samples.targets, boxes, strict=True)]
+    return matched_samples(boxes, samples.targets, samples.sizes, overlap, conventions.crowd_class)
 
 # %% ../nbs/09_cascade.ipynb #3a7f865c
 def _with_a_third(cut: Cut, rois: Tensor, side: int) -> Tensor:
@@ -104,12 +105,12 @@ class CascadeHead(nn.Module):
         rules, opinions = self.heads[0].conventions, []
         for head in self.heads:
             features = cut(rois, 7)
-            logits, codes = (widened(said) for said in head(features))
+            logits, codes = head(features)
             opinions.append(logits)
             if head is not self.heads[-1]:
                 rois = moved(rois, codes, head.code_weights, sizes, rules)
         if rules.cascade_scores == "last":
-            opinions[:-1] = [widened(head(features)[0]) for head in self.heads[:-1]]
+            opinions[:-1] = [head(features)[0] for head in self.heads[:-1]]
         mean = torch.stack([logits.softmax(dim=1) for logits in opinions]).mean(dim=0)
         return mean.log(), codes, rois
 
@@ -120,17 +121,14 @@ class CascadeHead(nn.Module):
     ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of a stage, for the heads that follow
         "Classification and box loss of each stage"
         first, losses = samples, dict[str, Tensor]()
-        rules, images, rois = self.heads[0].conventions, len(samples.targets), samples.rois
+        rules, rois = self.heads[0].conventions, samples.rois
         by_losses = rules.cascade_share == "losses"
         cut = cut if by_losses else partial(_with_a_third, cut)
         for k, (head, stage) in enumerate(zip(self.heads, STAGES, strict=True), 1):
             if k > 1:
                 samples = next_samples(samples, rois, stage.overlap, rules)
             logits, codes, rois = head.predict(cut, samples.rois, samples.sizes)
-            found = box_losses(
-                logits, codes, rois, samples.labels, samples.positive.of_objects("boxes"), images, rules,
-                stage.code_weights,
-            )  # fmt: skip
+            found = box_losses(logits, codes, samples, rules, stage.code_weights)
             losses |= {f"{name}_{k}": (stage.share if by_losses else 1.0) * loss for name, loss in found.items()}
             rois = moved(rois, codes, stage.code_weights, samples.sizes, rules)
         return losses, first if rules.cascade_masks == "first" else samples

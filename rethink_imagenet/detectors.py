@@ -15,11 +15,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from .boxes import generator_of
+from .boxes import generator_of, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .data import InputError
-from .heads import PASTING, BoxHead, Cut, MaskHead, Samples, as_rois, read_boxes, sample_proposals
+from rethink_imagenet.heads import (
+    PASTING,
+    BoxHead,
+    Cut,
+    MaskHead,
+    as_rois,
+    read_boxes,
+    sample_proposals,
+    with_masks,
+)
 from .keypoints import KeypointHead
 from .pooling import roi_align_pyramid
 from .proposals import RPN
@@ -68,18 +77,20 @@ VGG16 = DetectorConfig(
 )  # fmt: skip
 
 # %% ../nbs/10_detectors.ipynb #20ed2035
-def _completed(target: Target) -> Target:
-    "The target with `crowd`, all tensors on the device of its boxes"
-    completed = {"crowd": torch.zeros(len(target["labels"]), dtype=torch.bool), **target}
-    tensors = {key: value.to(target["boxes"].device) for key, value in completed.items() if isinstance(value, Tensor)}
-    return completed | tensors
+def _ready(target: Target, image: Tensor, masks: str | None) -> Target:
+    "The target without crowds, with masks in the form that is wanted, its tensors on their way to the image's device"
+    made = split_crowds(target)
+    if masks:
+        made = with_masks(made, masks, (image.shape[1], image.shape[2]))
+    tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
+    return made | {key: value.to(image.device, non_blocking=True) for key, value in tensors.items()}
 
 # %% ../nbs/10_detectors.ipynb #603141fb
 def _with_pasted_masks(detections: dict[str, Tensor], height: int, width: int, way: str) -> dict[str, Tensor]:
     "Detections with masks [D, 1, height, width] instead of [D, 28, 28]"
     if "masks" not in detections:
         return detections
-    masks, boxes = detections["masks"], detections["boxes"]
+    masks, boxes = detections["masks"], detections["boxes"].cpu()
     pasted = [PASTING[way](mask, box, height, width) for mask, box in zip(masks, boxes, strict=True)]
     return detections | {"masks": torch.stack(pasted)[:, None] if pasted else masks.new_zeros((0, 1, height, width))}
 
@@ -163,17 +174,17 @@ class Detector(nn.Module):
         targets: list[Target],  # of each image
     ) -> dict[str, Tensor]:  # scalars, under torchvision's names
         "All losses of a batch"
-        targets = [_completed(target) for target in targets]
+        masks = self.config.conventions.mask_targets if self.config.masks else None
+        targets = [_ready(target, image, masks) for target, image in zip(targets, images, strict=True)]
         generators = [generator_of(target.get("seed")) for target in targets]
         rules, number = self.config.conventions, self.config.box_number
         canvas = targets[0].get("canvas", (0, 0)) if rules.normalize_over == "image" else (0, 0)
         with self.autocast():
             pyramid, sizes = self.features(images, canvas)
             proposals, losses = self.rpn(pyramid, sizes, targets, generators)
-            parts = zip(proposals, targets, generators, strict=True)
-            drawn = [sample_proposals(proposal, target, number, g, rules.crowd_class) for proposal, target, g in parts]
+            drawn = sample_proposals(proposals, targets, sizes, number, generators, rules.crowd_class)
             cut = partial(self.regions, pyramid)
-            found, samples = self.box_head.losses(cut, Samples.gather(drawn, targets, sizes))
+            found, samples = self.box_head.losses(cut, drawn)
             losses |= found
             for head in self.object_heads:
                 losses |= head.losses(cut, samples)

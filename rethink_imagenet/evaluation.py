@@ -42,7 +42,8 @@ def coco_results(
     "Detections in one image, in pixels of the file; masks are [D, 28, 28], keypoints [D, K, 3] in pixels, v last"
     height, width = target["size"]
     scale = torch.tensor([width / shape[1], height / shape[0]] * 2)
-    boxes = detections["boxes"].float().cpu() * scale
+    detections = {key: value.cpu() for key, value in detections.items()}  # the host waits once for each
+    boxes = detections["boxes"].float() * scale
     corner_size = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     results = []
     for i, (box, label, score) in enumerate(zip(corner_size, detections["labels"], detections["scores"], strict=True)):
@@ -53,10 +54,10 @@ def coco_results(
             "score": score.item(),
         }
         if "masks" in detections:
-            mask = PASTING[pasting](detections["masks"][i].float().cpu(), boxes[i], height, width)
+            mask = PASTING[pasting](detections["masks"][i].float(), boxes[i], height, width)
             result["segmentation"] = encode_mask(mask > 0.5)
         if "keypoints" in detections:
-            points = detections["keypoints"][i].float().cpu() * torch.cat([scale[:2], torch.ones(1)])
+            points = detections["keypoints"][i].float() * torch.cat([scale[:2], torch.ones(1)])
             result["keypoints"] = points.flatten().tolist()
         results.append(result)
     return results

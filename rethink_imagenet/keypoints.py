@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbones import msra_fill
-from .boxes import shares, widened
+from .boxes import in_32_bits, positions, shares
 from .conventions import DETECTRON, Conventions
 from .heads import Cut, Samples, as_rois, convolutions
 
@@ -39,9 +39,9 @@ def keypoint_loss(
     conventions: Conventions = DETECTRON,  # normalizer
 ) -> dict[str, Tensor]:  # scalar
     "The loss of the keypoint head (Mask R-CNN, Sec. 5)"
-    region, _ = torch.where(inside)
-    weights = shares(image[region], images, conventions.normalize_over)
-    losses = F.cross_entropy(maps.flatten(2)[inside], cells[inside], reduction="none")
+    place = positions(inside.flatten(), int(inside.sum()))
+    weights = shares(image[place // inside.shape[1]], images, conventions.normalize_over)
+    losses = F.cross_entropy(maps.flatten(2).flatten(0, 1)[place], cells.flatten()[place], reduction="none")
     return {"loss_keypoint": (losses * weights).sum()}
 
 # %% ../nbs/08b_keypoints.ipynb #f7ed2bc5
@@ -52,13 +52,13 @@ def read_keypoints(
 ) -> tuple[Tensor, Tensor]:  # keypoints [D, K, 3]: x, y in pixels, 1; scores [D, K]
     "The highest point of each heat map (Detectron's heatmaps_to_keypoints)"
     keypoints, scores = maps.new_ones((*maps.shape[:2], 3)), maps.new_zeros(maps.shape[:2])
-    for d, (heat, box) in enumerate(zip(maps, boxes, strict=True)):
-        size = (box[2:] - box[:2]).clamp(min=1)
-        width, height = size.ceil().long().tolist()
-        enlarged = F.interpolate(heat[None], (height, width), mode="bicubic", align_corners=False)[0].flatten(1)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    grids = sizes.ceil()
+    for d, (width, height) in enumerate(grids.long().tolist()):  # the host waits once, for all boxes
+        enlarged = F.interpolate(maps[d, None], (height, width), mode="bicubic", align_corners=False)[0].flatten(1)
         scores[d], best = enlarged.max(dim=1)
         pixel = torch.stack([best % width, best // width], dim=1)
-        keypoints[d, :, :2] = box[:2] + (pixel + 0.5) * size / size.new_tensor([width, height])
+        keypoints[d, :, :2] = boxes[d, :2] + (pixel + 0.5) * sizes[d] / grids[d]
     return keypoints, scores
 
 # %% ../nbs/08b_keypoints.ipynb #4e568f33
@@ -82,17 +82,18 @@ class KeypointHead(nn.Module):
     def forward(
         self,
         features: Tensor,  # [R, C, 14, 14]
-    ) -> Tensor:  # [R, K, 56, 56] logits
+    ) -> Tensor:  # [R, K, 56, 56] logits, in 32 bits or more
         "The heat maps of each region"
-        return F.interpolate(self.maps(self.convs(features)), scale_factor=2, mode="bilinear", align_corners=False)
+        maps = in_32_bits(self.maps, self.convs(features))
+        return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
 
     def predict(
         self,
         cut: Cut,  # features of RoIs
         rois: Tensor,  # [R, 5]
     ) -> Tensor:  # [R, K, 56, 56] logits
-        "The heat maps of regions, in 32 bits or more"
-        return widened(self(cut(rois, 14)))
+        "The heat maps of regions"
+        return self(cut(rois, 14))
 
     def losses(
         self,
@@ -102,10 +103,10 @@ class KeypointHead(nn.Module):
         "Its loss"
         samples = samples.positive
         cells, inside = keypoint_cells(samples.of_objects("keypoints"), samples.rois[:, 1:])
-        seen = inside.any(dim=1)
-        samples, images = samples[seen], len(samples.targets)
-        maps = self.predict(cut, samples.rois)
-        return keypoint_loss(maps, cells[seen], inside[seen], samples.image, images, self.conventions)
+        has_one = inside.any(dim=1)
+        seen = positions(has_one, int(has_one.sum()))
+        maps, images = self.predict(cut, samples.rois[seen]), len(samples.targets)
+        return keypoint_loss(maps, cells[seen], inside[seen], samples.image[seen], images, self.conventions)
 
     def read(
         self,
@@ -113,7 +114,6 @@ class KeypointHead(nn.Module):
         found: list[dict[str, Tensor]],  # detections of each image
     ) -> list[dict[str, Tensor]]:
         "The detections with keypoints [D, K, 3], in pixels, and keypoint_scores [D, K]"
-        boxes = [detections["boxes"] for detections in found]
-        maps = self.predict(cut, as_rois(boxes)).split([len(each) for each in boxes])
-        read = [read_keypoints(*pair) for pair in zip(maps, boxes, strict=True)]
-        return [d | {"keypoints": k, "keypoint_scores": s} for d, (k, s) in zip(found, read, strict=True)]
+        rois, numbers = as_rois([detections["boxes"] for detections in found]), [len(d["boxes"]) for d in found]
+        read = (each.split(numbers) for each in read_keypoints(self.predict(cut, rois), rois[:, 1:]))
+        return [d | {"keypoints": k, "keypoint_scores": s} for d, k, s in zip(found, *read, strict=True)]

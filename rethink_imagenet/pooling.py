@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from .boxes import positions
+from .transforms import sent
+
 # %% ../nbs/07_pooling.ipynb #8b86a814
 def level_of(
     boxes: Tensor,  # [N, 4] in pixels
@@ -47,13 +50,15 @@ class _WeightedRows(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights)
         ctx.length = len(table)
-        return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+        starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=rows.dtype, device=rows.device)
+        return F.embedding_bag(rows.flatten(), table, starts, per_sample_weights=weights.flatten(), mode="sum")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows, weights = ctx.saved_tensors
         order = torch.argsort(rows.flatten(), stable=True)
-        counts = torch.bincount(rows.flatten(), minlength=ctx.length)
+        ones = torch.ones_like(order)
+        counts = order.new_zeros(ctx.length).index_add_(0, rows.flatten(), ones)
         starts = (counts.cumsum(0) - counts).int()
         bins, weights = (order // rows.shape[1]).int(), weights.flatten()[order]
         return F.embedding_bag(bins, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
@@ -89,18 +94,30 @@ def _rows_and_weights(
     weights = down[:, :, None, :, None] * across[:, None, :, None, :]
     return rows.flatten(3).flatten(0, 2).int(), weights.flatten(3).flatten(0, 2)
 
-
+# %% ../nbs/07_pooling.ipynb #195cd2ef
 def _roi_align_bag(
-    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, sampling_ratio: int, stride: int, aligned: bool
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, samples: int, stride: int, aligned: bool
 ) -> Tensor:
-    "RoIAlign of all levels as one embedding bag; with as many samples as pixels, one for each number of samples"
+    "RoIAlign of all levels as one embedding bag"
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
-    shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
+    if not len(rois):
+        return (
+            table[:0, None, None].expand(-1, bins, bins, -1).permute(0, 3, 1, 2)
+        )  # of no regions, but with a gradient
+    shapes = sent([feature.shape[2:] for feature in features], level)
+    rows, weights = _rows_and_weights(shapes, len(features[0]), rois, level, bins, (samples, samples), stride, aligned)
+    return _WeightedRows.apply(table, rows, weights.to(table.dtype)).unflatten(0, (-1, bins, bins)).permute(0, 3, 1, 2)
+
+# %% ../nbs/07_pooling.ipynb #ec55453d
+def _roi_align_bags(
+    features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, stride: int, aligned: bool
+) -> Tensor:
+    "RoIAlign with as many samples as pixels"
+    table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
+    shapes = sent([feature.shape[2:] for feature in features], level)
     out = table[:0, None].expand(-1, bins * bins, -1)  # of no regions, but with a gradient
     out = torch.cat([out, table.new_zeros((len(rois), *out.shape[1:]))])
-    numbers = torch.full_like(rois[:, :2], sampling_ratio)
-    if sampling_ratio <= 0:
-        numbers = (_places(rois, level, stride, aligned)[1] / bins).ceil()
+    numbers = (_places(rois, level, stride, aligned)[1] / bins).ceil()
     for across, down in numbers.unique(dim=0).int().tolist():
         here = torch.where((numbers[:, 0] == across) & (numbers[:, 1] == down))[0]
         if across and down:
@@ -115,12 +132,14 @@ def _roi_align_bag(
 def _roi_align_levels(
     features: Sequence[Tensor], rois: Tensor, level: Tensor, bins: int, samples: int, stride: int, aligned: bool
 ) -> Tensor:
-    "RoIAlign by torchvision's operator, one level after the other"
+    "RoIAlign by torchvision's operator, one level after the other; the host waits once"
+    wide = torch.promote_types(features[0].dtype, torch.float32)
     out = features[0].new_zeros((len(rois), features[0].shape[1], bins, bins))
-    for k, feature in enumerate(features):
-        here = torch.where(level == k)[0]
-        aligned_here = roi_align(feature, rois[here].to(feature.dtype), bins, 0.5**k / stride, samples, aligned)
-        out = out.index_copy(0, here, aligned_here)
+    numbers = torch.stack([(level == k).sum() for k in range(len(features))]).tolist()
+    for k, (feature, number) in enumerate(zip(features, numbers, strict=True)):
+        here = positions(level == k, number)
+        found = roi_align(feature.to(wide), rois[here].to(wide), bins, 0.5**k / stride, samples, aligned)
+        out = out.index_copy(0, here, found.to(out.dtype))
     return out
 
 # %% ../nbs/07_pooling.ipynb #d9d8aa37
@@ -135,5 +154,8 @@ def roi_align_pyramid(
 ) -> Tensor:  # [N, C, output_size, output_size]
     "RoIAlign of each region on the level that suits its size (Mask R-CNN, Sec. 3; FPN, Sec. 4.2)"
     level = level_of(rois[:, 1:], len(features), canonical)
-    implementation = _roi_align_bag if rois.device.type == "cpu" else _roi_align_levels
-    return implementation(features, rois, level, output_size, sampling_ratio, stride, aligned)
+    if sampling_ratio > 0:
+        return _roi_align_bag(features, rois, level, output_size, sampling_ratio, stride, aligned)
+    if rois.device.type == "cpu":
+        return _roi_align_bags(features, rois, level, output_size, stride, aligned)
+    return _roi_align_levels(features, rois, level, output_size, 0, stride, aligned)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Target', 'DETECTRON_MEAN', 'DETECTRON_STD', 'read_sample', 'resized_size', 'resize', 'mirrored_order', 'flip',
-           'pass_order', 'TrainingSamples', 'training_batches', 'EvaluationSamples', 'evaluation_batches',
-           'batch_images']
+           'pass_order', 'TrainingSamples', 'training_batches', 'EvaluationSamples', 'evaluation_batches', 'sent',
+           'constant', 'batch_images']
 
 # %% ../nbs/02_transforms.ipynb #88d3def0
 import multiprocessing
@@ -334,6 +334,29 @@ def evaluation_batches(
     "All images in order. Raises InputError where one does not open"
     return _batches(_loader(samples, workers, batch_size=batch))
 
+# %% ../nbs/02_transforms.ipynb #0a620ac0
+def sent(
+    values: Sequence[Any],  # numbers, or rows of numbers
+    like: Tensor,  # whose device and type the tensor shall have
+) -> Tensor:
+    "Numbers as a tensor on its way to a device; the host does not wait until it is there"
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+@lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    "The same tensor for the same question"
+    with torch.inference_mode(False):  # it may take part in training later
+        return sent(values, torch.empty(0, dtype=dtype, device=device))
+
+
+def constant(
+    values: Sequence[float],  # that never change
+    like: Tensor,  # whose device and type the tensor shall have
+) -> Tensor:  # [len(values)], not to be written to
+    "Numbers as a tensor that is copied to a device once and then kept"
+    return _constant(tuple(values), like.device, like.dtype)
+
 # %% ../nbs/02_transforms.ipynb #4df49e4a
 DETECTRON_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)  # red, green, blue
 DETECTRON_STD = (1 / 255, 1 / 255, 1 / 255)
@@ -350,7 +373,7 @@ def batch_images(
     largest = (max(canvas[side], *(image.shape[1 + side] for image in images)) for side in (0, 1))
     height, width = (-(-length // multiple) * multiple for length in largest)
     batch = images[0].new_zeros((len(images), 3, height, width)).to(memory_format=torch.channels_last)
-    centre, scale = (images[0].new_tensor(values)[:, None, None] for values in (mean, std))
+    centre, scale = (constant(values, images[0])[:, None, None] for values in (mean, std))
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = (image - centre) / scale
     return batch

@@ -103,7 +103,7 @@ def test_union_and_vote_against_loops() -> None:
         corner = centres - 20 + torch.randn(30, 2, generator=generator)
         boxes = torch.cat([corner, corner + 40 + torch.randn(30, 2, generator=generator)], dim=1)
         parts.append({"boxes": boxes, "labels": kinds, "scores": torch.rand(30, generator=generator)})
-    found, expected = merge_boxes(parts), merged_by_loops(parts)
+    found, expected = merge_boxes(parts, 3), merged_by_loops(parts)
     assert found["labels"].tolist() == [label for label, _, _ in expected]
     assert found["scores"].tolist() == [score for _, score, _ in expected]
     assert found["boxes"].numpy() == pytest.approx(np.array([box for _, _, box in expected]), abs=1e-3)

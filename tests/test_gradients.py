@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from rethink_imagenet.boxes import decode, encode, generator_of
 from rethink_imagenet.conventions import CONVENTIONS, Conventions
 from rethink_imagenet.detectors import DEMO, VGG16, Detector, DetectorConfig, build, check_from_scratch
-from rethink_imagenet.heads import box_losses, mask_loss
+from rethink_imagenet.heads import Samples, box_losses, mask_loss
 from rethink_imagenet.keypoints import keypoint_cells, keypoint_loss
 from rethink_imagenet.normalization import group_norm
 from rethink_imagenet.pooling import roi_align_pyramid
@@ -57,10 +57,12 @@ def test_losses(system: str, over: str) -> None:
     torch.manual_seed(0)
     rules: Conventions = replace(CONVENTIONS[system], normalize_over=over)
     rois = torch.cat([torch.tensor([[0.0], [0], [1]]), torch.cat([BOXES, BOXES[:1]]) + 1], dim=1).double()
-    labels = torch.tensor([1, 0, 2])
+    labels, objects = torch.tensor([1, 0, 2]), torch.tensor([0, 0, 0])
+    of_image = [{"boxes": box[None]} for box in BOXES]
+    samples = Samples(rois, labels, objects, of_image, [(64, 64)] * 2, [2, 1], [1, 1])
 
     def second(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
-        return tuple(box_losses(logits, codes, rois, labels, BOXES, 2, rules).values())
+        return tuple(box_losses(logits, codes, samples, rules).values())
 
     assert gradcheck(second, (leaf(3, 4), leaf(3, 4, 4)))
     drawn = (torch.rand(3, 5, 5) > 0.5).double()
@@ -73,7 +75,7 @@ def test_losses(system: str, over: str) -> None:
     assert gradcheck(lambda m: keypoint_loss(m, cells, inside, places, 2, rules)["loss_keypoint"], (leaf(2, 2, 5, 5),))
 
     anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules) for s in (16, 32)]).double()
-    target = {"boxes": BOXES, "crowd": torch.zeros(2, dtype=torch.bool)}
+    target = {"boxes": BOXES}
 
     def first(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
         seeds = [generator_of(0), generator_of(1)]

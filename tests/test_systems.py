@@ -35,7 +35,7 @@ from torchvision.ops import box_iou
 
 from rethink_imagenet import pretraining
 from rethink_imagenet.backbones import Body
-from rethink_imagenet.boxes import generator_of
+from rethink_imagenet.boxes import generator_of, split_crowds
 from rethink_imagenet.cascade import CascadeHead, moved, switch_to_cascade
 from rethink_imagenet.comparison import compare
 from rethink_imagenet.conventions import DETECTRON
@@ -105,12 +105,11 @@ def regions_of(model: Detector, images: list[Tensor], targets: list[Target]) -> 
     """A pyramid to cut from, and samples from the objects moved about by a few pixels."""
     pyramid, sizes = model.features(images)
     torch.manual_seed(1)
-    parts = []
-    for target in targets:
-        boxes = target["boxes"].repeat(20, 1)
-        target.setdefault("crowd", torch.zeros(len(target["boxes"]), dtype=torch.bool))
-        parts.append(sample_proposals(boxes + 3 * torch.randn_like(boxes), target, 10**6, generator_of(0)))
-    return partial(model.regions, pyramid), Samples.gather(parts, targets, sizes)
+    targets = [split_crowds(target) for target in targets]
+    boxes = [target["boxes"].repeat(20, 1) for target in targets]
+    moved_about = [box + 3 * torch.randn_like(box) for box in boxes]
+    samples = sample_proposals(moved_about, targets, sizes, 10**6, [generator_of(0) for _ in targets])
+    return partial(model.regions, pyramid), samples
 
 
 def test_keypoint_loss_and_read_out_are_torchvisions(persons: Dataset) -> None:
@@ -125,10 +124,9 @@ def test_keypoint_loss_and_read_out_are_torchvisions(persons: Dataset) -> None:
     with torch.no_grad():
         cut, samples = regions_of(model, images, targets)
         positive = samples.positive
-        per_image = [positive[positive.image == b] for b in range(2)]
         theirs = roi_heads.keypointrcnn_loss(
-            head.predict(cut, positive.rois).contiguous(), [each.rois[:, 1:] for each in per_image],
-            [t["keypoints"] for t in targets], [each.objects for each in per_image],
+            head.predict(cut, positive.rois).contiguous(), positive.rois[:, 1:].split(positive.numbers),
+            [t["keypoints"] for t in targets], positive.objects.split(positive.numbers),
         )  # fmt: skip
         ours = head.losses(cut, samples)["loss_keypoint"]
         found = model.detect(images)
