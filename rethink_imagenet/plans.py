@@ -219,7 +219,9 @@ def measure_step(
     before = peak_memory(execution.device)
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
-    with closing(training_batches(samples, images * world_size(), 0, 2, execution.workers)) as batches:
+    with closing(
+        training_batches(samples, images * world_size(), 0, 2, execution.workers, execution.device)
+    ) as batches:
         for pixels, targets in batches:
             begun = _now(execution.device)
             optimizer.zero_grad()

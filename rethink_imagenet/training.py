@@ -60,7 +60,7 @@ from rethink_imagenet.processes import (
     world_size,
 )
 from .schedules import Schedule
-from .transforms import Target, training_batches
+from .transforms import RawImage, Target, training_batches
 
 # %% ../nbs/12_training.ipynb #c724e6f9
 def parameter_groups(
@@ -124,7 +124,7 @@ def number_of_parts(
 
 def backward(
     model: nn.Module,  # in training mode; with several processes wrapped in DistributedDataParallel
-    images: Sequence[Tensor],  # of this process, each [3, H, W], float in 0..1
+    images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
     targets: Sequence[Target],  # of each image, as the model takes them
     batch: int,  # images of all processes together
     at_once: int = 0,  # images to look at together; 0 for all
@@ -469,7 +469,7 @@ class Run:
 
     def step(
         self,
-        images: list[Tensor],  # of this process, each [3, H, W], float in 0..1
+        images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
         targets: list[Target],  # of each image, as the model takes them
     ) -> None:
         "One iteration of SGD, which changes nothing where a loss is not finite. Raises Diverged"
@@ -519,7 +519,7 @@ class Run:
         self.state.skipped += 1
 
 # %% ../nbs/12_training.ipynb #d5be4ace
-def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) -> tuple[list[Tensor], list[Target]]:
+def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) -> tuple[list[Any], list[Target]]:
     "Images and targets; or, where a process was asked to stop, a checkpoint and Interrupted. Raises InputError"
     done, total = run.state.iteration, run.pace.schedule.iterations
     try:
@@ -587,7 +587,8 @@ def train(
         if evaluate and state.iteration and pace.due(state.iteration, pace.evaluate_every):
             with interruption.impatient():
                 _evaluate(run, evaluate)
-        batches, mark = training_batches(samples, pace.batch, state.iteration, total, workers), time.perf_counter()
+        device, mark = next(model.parameters()).device, time.perf_counter()
+        batches = training_batches(samples, pace.batch, state.iteration, total, workers, device)
         with closing(batches), Progress(folder.name, total, state.iteration, pace.after) as progress:
             while state.iteration < total:
                 run.step(*_next_batch(run, batches, interruption))
