@@ -35,7 +35,7 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
     plan = pixels_as(plan_for(recipe_named(name), train_set))
     for n in plan.schedules:
         plan.pace(n, Execution())
-    code_digest()
+    code_digest("comparison")
     lap("plan")
     seed_everything(plan.seed)
     model = build(plan.detector)

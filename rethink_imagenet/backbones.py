@@ -15,6 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused_norm import FusedSequential, apply_norm
 from .normalization import nearest, norm_layer
 
 # %% ../nbs/04_backbones.ipynb #a72cdf01
@@ -65,6 +66,40 @@ def _resnext152_8x32d(norm: Callable[..., nn.Module]) -> ResNet:
 
 _OWN = {"resnet10_025": _resnet10_025, "resnext152_8x32d": _resnext152_8x32d}
 
+# %% ../nbs/04_backbones.ipynb #f0400002
+def _residual(block: Any, layers: list[tuple[nn.Module, nn.Module]], x: Tensor) -> Tensor:
+    "A residual unit of convolutions and their norms: a ReLU behind each norm, the sum before the last one"
+    y = x
+    for conv, norm in layers[:-1]:
+        y = apply_norm(norm, conv(y), relu=True)
+    conv, norm = layers[-1]
+    y = conv(y)
+    return apply_norm(norm, y, x if block.downsample is None else block.downsample(x), relu=True)
+
+
+class _PlainBasicBlock(BasicBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return _residual(self, [(self.conv1, self.bn1), (self.conv2, self.bn2)], x)
+
+
+class _PlainBottleneck(Bottleneck):
+    def forward(self, x: Tensor) -> Tensor:
+        return _residual(self, [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], x)
+
+
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: _PlainBasicBlock, Bottleneck: _PlainBottleneck}
+
+
+def _fuse(block: Any) -> None:
+    "Give a residual block of timm the forward above, if it is plain"
+    extras = [block.drop_block, block.aa, *filter(None, (block.se, block.drop_path))]
+    relus = [getattr(block, f"act{i}") for i in (1, 2, 3) if hasattr(block, f"act{i}")]
+    plain = type(block) in _PLAIN and all(type(layer) is nn.Identity for layer in extras)
+    if plain and all(type(layer) is nn.ReLU for layer in relus):
+        block.__class__ = _PLAIN[type(block)]
+    if block.downsample is not None:
+        block.downsample = FusedSequential(*block.downsample)
+
 # %% ../nbs/04_backbones.ipynb #4d6e7c09
 def body_names() -> list[str]:
     "The residual networks that there are: two of our own and timm's"
@@ -100,13 +135,16 @@ class Body(nn.Module):
         if name not in body_names():
             raise nearest(name, body_names(), "backbone")
         net = _OWN[name](timm_norm) if name in _OWN else timm.create_model(name, norm_layer=timm_norm)
-        self.conv1, self.bn1, self.act1, self.maxpool = net.conv1, net.bn1, net.act1, net.maxpool
+        deep = isinstance(net.conv1, nn.Sequential)
+        self.conv1 = FusedSequential(*net.conv1) if deep else net.conv1
+        self.bn1, self.act1, self.maxpool = net.bn1, net.act1, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels: list[int] = [info["num_chs"] for info in net.feature_info[1:]]
-        if stride_in_1x1:
-            for block in self.modules():
-                if isinstance(block, Bottleneck):
-                    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        for block in list(self.modules()):
+            if isinstance(block, BasicBlock | Bottleneck):
+                _fuse(block)
+            if isinstance(block, Bottleneck) and stride_in_1x1:
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         self.fill = fill
         self.reset_parameters()
 
@@ -123,7 +161,8 @@ class Body(nn.Module):
         x: Tensor,  # [B, 3, H, W], normalized pixels
     ) -> list[Tensor]:  # [B, C, H/4, W/4], ..., [B, C, H/32, W/32]
         "C2, ..., C5: the outputs of the four stages"
-        features = [self.layer1(self.maxpool(self.act1(self.bn1(self.conv1(x)))))]
+        stem = apply_norm(self.bn1, self.conv1(x), relu=True)
+        features = [self.layer1(self.maxpool(stem))]
         for stage in (self.layer2, self.layer3, self.layer4):
             features.append(stage(features[-1]))
         return features
@@ -135,11 +174,11 @@ def conv_norm(
     kernel: int,  # odd; the map keeps its size
     norm: str,  # of `NORMS`
     fill: Callable[[nn.Module], None],  # initializer of the convolution
-) -> nn.Sequential:
+) -> FusedSequential:
     "A convolution and its normalization; with one the convolution needs no bias"
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
     fill(conv)
-    return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, norm_layer(norm)(out_channels))
+    return FusedSequential(conv) if norm == "none" else FusedSequential(conv, norm_layer(norm)(out_channels))
 
 
 class FPN(nn.Module):

@@ -32,10 +32,11 @@ from . import plans
 from .augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from .backbones import Body
 from .checkpoints import check_settings, claimed, write_atomically
-from .comparison import compare, load_detector, run_family
+from .comparison import compare, load_detector, run_family, shared_detections
 from rethink_imagenet.data import (
     Dataset,
     InputError,
+    fingerprint,
     nested_subset,
     read_coco,
     read_image_files,
@@ -45,8 +46,8 @@ from rethink_imagenet.data import (
     read_voc,
     summary,
 )
-from .detectors import DEMO, SMALL, build, has_bfloat16
-from .distributed import LostProcess, device_of, joined, speaks
+from .detectors import DEMO, SMALL, Detector, build, has_bfloat16
+from .distributed import LostProcess, all_gpus, device_of, joined, speaks
 from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
 from rethink_imagenet.figures import (
     caution_of,
@@ -62,7 +63,17 @@ from .normalization import nearest
 from .pictures import write_pictures
 from .plans import Execution, Plan
 from .pretraining import ClassificationSamples, Classifier, load_weights, pixel_statistics, pretrain
-from .processes import OF_THE_DISK, RunStopped, from_first, is_first, say, together
+from rethink_imagenet.processes import (
+    OF_THE_DISK,
+    OutOfMemory,
+    RunStopped,
+    from_first,
+    is_first,
+    memory_told,
+    say,
+    the_same_everywhere,
+    together,
+)
 from rethink_imagenet.recipes import (
     RECIPES,
     Recipe,
@@ -132,6 +143,15 @@ def console(
     return command
 
 # %% ../nbs/20_cli.ipynb #8f9d438d
+def _asking_for_less(command: Callable[..., None], given: dict[str, Any]) -> str:
+    "How a command, given these options, gets along with less memory on its device"
+    known = signature(command).parameters
+    if "at_once" in known and given.get("at_once") != 1:
+        return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
+    smaller = "at_once" not in known and "side" in known  # networks that classify
+    return "take a smaller --batch or --side" if smaller else "take a device with more memory, or --device cpu"
+
+
 def one_line_faults(
     command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
@@ -140,14 +160,17 @@ def one_line_faults(
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            with Interruption() as interruption:
+            with Interruption() as interruption, memory_told():
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except (InputError, RunStopped) as fault:
             if isinstance(fault, LostProcess) and interruption.asked:  # the others were asked too, and were faster
                 fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
+            told = str(fault)
+            if isinstance(fault, OutOfMemory):
+                told += f"; {_asking_for_less(command, kwargs)}"
             if speaks() or not getattr(fault, "shared", False):
-                print(f"{command.__name__}: {' '.join(str(fault).split())}", file=sys.stderr, flush=True)
+                print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
@@ -300,7 +323,7 @@ def execution_of(
 
 def precision_of(
     name: str,  # "auto", "fp32" or "bf16"
-    device: str,  # "cpu" or "cuda"
+    device: str,  # as `device_of` gives it
     model: str,  # of `PLANS`
 ) -> str:  # "fp32" or "bf16"
     "The precision of the networks; auto takes bf16 for the paper's model where the hardware has it. Raises InputError"
@@ -308,9 +331,18 @@ def precision_of(
         raise nearest(name, ["auto", "fp32", "bf16"], "precision")
     if name != "auto" or model != "paper":
         return "fp32" if name == "auto" else name
-    return "bf16" if has_bfloat16(device.partition(":")[0]) else "fp32"
+    kind = device.partition(":")[0]
+    return "bf16" if kind != "mps" and has_bfloat16(kind) else "fp32"
 
 # %% ../nbs/20_cli.ipynb #66281ec3
+def _target(device: str, command: str) -> str:
+    "The device to compute on; says so where other GPUs are left idle"
+    target = device_of(device)
+    if told := all_gpus(target, command):
+        say(told)
+    return target
+
+
 def _read(
     data: str, train: str, val: str, images: str, subset: int, seed: int, strict: bool
 ) -> tuple[Dataset, Dataset] | None:
@@ -473,7 +505,7 @@ def rethink_compare(
     epochs: float = 6.0,  # of pre-training, where it happens here
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     precision: str = "auto",  # auto, fp32 or bf16; auto is bf16 for --model paper where the hardware has it
     workers: int = 1,  # processes that decode and augment
     at_once: int = 0,  # images that a process looks at together; by default all of its share of the batch
@@ -509,7 +541,8 @@ def rethink_compare(
         with together():
             group_named(figure)
             _only_how(rethink_compare, given, ("figure", "crops", "side", "epochs", "margin"))
-            execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
+            target = _target(device, "rethink_compare")
+            execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
         _compare_figure(
             figure, scale, data, Path(out), weights, (crops, side, epochs), margin, seed, precision, strict,
             execution, resume, overwrite,
@@ -520,7 +553,8 @@ def rethink_compare(
     with together():
         _check_comparison(weights, crops, epochs, margin)
         values = read_grid(grid) if grid else {}
-        execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
+        target = _target(device, "rethink_compare")
+        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
         sets = _read(data, train, val, images, subset, seed, strict)
         classes, masks = (
             (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
@@ -564,7 +598,7 @@ def rethink_tune(
     weights: str = "",  # of the pre-trained arm: a file (ours, .pth, Detectron's .pkl) or a tag of timm
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     workers: int = 1,  # processes that decode and augment
     resume: bool = False,  # go on with an unfinished search in --out, or begin where there is none
     overwrite: bool = False,  # begin anew in --out
@@ -606,7 +640,7 @@ def rethink_train(
     weights: str = "",  # pre-trained weights of the body; without, random initialization
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     precision: str = "auto",  # auto, fp32 or bf16; auto is bf16 for --model paper where the hardware has it
     workers: int = 1,  # processes that decode and augment
     at_once: int = 0,  # images that a process looks at together; by default all of its share of the batch
@@ -636,7 +670,8 @@ def rethink_train(
     given = dict(locals())
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     with together():
-        execution = execution_of(device_of(device), workers, at_once, save_every, on_nan, tensorboard, accept)
+        target = _target(device, "rethink_train")
+        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
         bits = precision_of(precision, execution.device, "paper" if recipe and scale == 1 else size)
         sets: tuple[Dataset, Dataset] | None
         if recipe:
@@ -692,7 +727,7 @@ def rethink_pretrain(
     rate: float = 0.1,  # learning rate for 256 images, scaled linearly with the batch; 0.01 suits vgg16
     side: int = 48,  # of the square images in pixels
     seed: int = 0,  # of everything random
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     workers: int = 1,  # processes that decode and augment
     timeout: float = 30.0,  # minutes that several processes wait for each other
     resume: bool = False,  # go on with an unfinished run in --out, or begin where there is none
@@ -706,7 +741,7 @@ def rethink_pretrain(
     rethink_pretrain --data imagenet/train --backbone resnet50 --epochs 100 --batch 256 --side 224
         what the paper's pre-trained arm starts from
     """
-    folder, target = Path(out), device_of(device)
+    folder, target = Path(out), _target(device, "rethink_pretrain")
     with together():
         accepted = execution_of(target, workers, accept=accept).accept
         if min(batch, side) < 1 or seed < 0 or not 0 < epochs < 1e6:
@@ -737,17 +772,31 @@ def _to_predict_on(data: str, val: str, images: str) -> Dataset:
     return read_splits(data or None, images=images or None)[1]
 
 
-def _detections(model: str, dataset: Dataset, augmented: bool, device: str, workers: int) -> list[dict[str, Any]]:
-    "What the detector of a run finds in a data set of its own categories"
-    detector, config = load_detector(model)
+def _loaded(model: str) -> tuple[Detector, dict[str, Any]]:
+    "The detector of a run and its config.json, the same in all processes even if the run goes on meanwhile"
+    with together():
+        found = load_detector(model) if is_first() else None
+    return from_first(found)
+
+
+def _detections(
+    detector: Detector, config: dict[str, Any], dataset: Dataset, augmented: bool, workers: int
+) -> list[dict[str, Any]]:
+    "What a detector finds, in the first process; all processes share the images"
+    short, long = config["short"][1], config["long"]
+    if not augmented:
+        return shared_detections(
+            dataset, lambda mine: predict(detector, EvaluationSamples(mine, short, long), workers=workers)
+        )
+    several = AugmentedDetector(detector, passes_at(short, long), tuple(config["keypoint_names"]))
+    return shared_detections(dataset, lambda mine: predict(several, WholeSamples(mine), workers=workers))
+
+
+def _check_categories(model: str, config: dict[str, Any], dataset: Dataset) -> None:
+    "Raises InputError if a data set has other categories than a run was trained on"
     known = [(category["id"], category["name"]) for category in config["categories"]]
     if known != list(zip(dataset.category_ids, dataset.category_names, strict=True)):
         raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
-    detector.to(device)
-    if augmented:
-        names, passes = tuple(config["keypoint_names"]), passes_at(config["short"][1], config["long"])
-        return predict(AugmentedDetector(detector, passes, names), WholeSamples(dataset), workers=workers)
-    return predict(detector, EvaluationSamples(dataset, config["short"][1], config["long"]), workers=workers)
 
 
 def _say_figures(figures: dict[str, Any]) -> None:
@@ -757,9 +806,32 @@ def _say_figures(figures: dict[str, Any]) -> None:
         told = (f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in shown.items())
         print("VOC" if "map" in values else kind, *told, sep="  ")
 
+
+def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> None:
+    "The figures of detections that exist"
+    if not (annotations and detections):
+        raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
+    _say_figures(evaluate_coco(annotations, detections, kinds.split(",")))
+    for eleven in (False, True) if voc else ():
+        said = "11 points" if eleven else "area"
+        figures = evaluate_voc(annotations, detections, eleven)
+        print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
+
+
+def _write_found(dataset: Dataset, found: list[dict[str, Any]], submission: str, folder: Path) -> None:
+    "Write detections, and the zips of a submission; say their figures where there are annotations"
+    write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
+    kinds = [kind for kind, field in FIELDS.items() if any(field in detection for detection in found)]
+    for kind in kinds if submission else ():
+        print(write_submission(dataset, found, kind, submission, folder / kind))
+    if dataset.usable.any():
+        _say_figures(evaluate(dataset, found, "mask" in kinds, "keypoint" in kinds))
+    print(folder / "detections.json")
+
 # %% ../nbs/20_cli.ipynb #aa5e35d8
 @console
 @one_line_faults
+@in_job
 def rethink_eval(
     model: MaybeWord = "",  # folder of a run, such as runs/train/6x; without, detections that exist are evaluated
     annotations: str = "",  # json in COCO's format, of the detections
@@ -772,8 +844,9 @@ def rethink_eval(
     augmented: bool = False,  # look at each image in 18 passes (scales and flips) around the run's own scale
     submission: str = "",  # name of the method: write the zips that COCO's evaluation server takes
     out: str = "runs/eval",  # new folder for what a model detects
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     workers: int = 1,  # processes that decode
+    timeout: float = 30.0,  # minutes that several processes wait for each other
 ) -> None:
     """Evaluate detections with COCO's metrics, in percent: those in a file, or those of a model.
 
@@ -781,53 +854,61 @@ def rethink_eval(
     rethink_eval runs/train/6x --data coco --augmented
     rethink_eval runs/train/6x --val image_info_test-dev2017.json --images test2017 --submission mine
         no annotations, so nothing is evaluated; the zip goes to COCO's server
+    torchrun --standalone --nproc-per-node 8 $(which rethink_eval) runs/train/6x --data coco
+        eight GPUs share the images
     """
     if not model:
-        if not (annotations and detections):
-            raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
-        _say_figures(evaluate_coco(annotations, detections, kinds.split(",")))
-        if voc:
-            for eleven in (False, True):
-                said = "11 points" if eleven else "area"
-                figures = evaluate_voc(annotations, detections, eleven)
-                print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
+        with together():
+            if is_first():
+                _evaluate_file(annotations, detections, kinds, voc)
         return
-    dataset, target, folder = _to_predict_on(data, val, images), device_of(device), Path(out)
-    prepare_folder(folder, {"model": model, "val": str(dataset.source), "augmented": augmented}, False, False)
-    found = _detections(model, dataset, augmented, target, workers)
-    write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-    kinds_found = [kind for kind, field in FIELDS.items() if any(field in detection for detection in found)]
-    if submission:
-        for kind in kinds_found:
-            print(write_submission(dataset, found, kind, submission, folder / kind))
-    if dataset.usable.any():
-        _say_figures(evaluate(dataset, found, "mask" in kinds_found, "keypoint" in kinds_found))
-    print(folder / "detections.json")
+    folder, target = Path(out), _target(device, "rethink_eval")
+    with together():
+        dataset = _to_predict_on(data, val, images)
+    the_same_everywhere("data set", fingerprint(dataset))
+    detector, config = _loaded(model)
+    with together():
+        _check_categories(model, config, dataset)
+        if is_first():
+            prepare_folder(folder, {"model": model, "val": str(dataset.source), "augmented": augmented}, False, False)
+    found = _detections(detector.to(target), config, dataset, augmented, workers)
+    with together():
+        if is_first():
+            _write_found(dataset, found, submission, folder)
 
 # %% ../nbs/20_cli.ipynb #6ffd1adb
 @console
 @one_line_faults
+@in_job
 def rethink_detect(
     model: str,  # folder of a run, such as runs/train/6x
     images: Words,  # image files
     score: float = 0.5,  # smallest score to draw, 0 to 1
     augmented: bool = False,  # look at each image in 18 passes (scales and flips) around the run's own scale
     out: str = "runs/detect",  # new folder for pictures and detections.json
-    device: str = "auto",  # auto, cpu or cuda
+    device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
+    timeout: float = 30.0,  # minutes that several processes wait for each other
 ) -> None:
     """Draw what a trained detector finds in images: boxes, masks, keypoints; and write it in COCO's results format.
 
     rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
     """
-    config, folder = load_detector(model)[1], Path(out)
+    folder, target = Path(out), _target(device, "rethink_detect")
+    detector, config = _loaded(model)
     categories = [category | {"skeleton": config.get("skeleton", [])} for category in config["categories"]]
-    dataset = read_image_files(images, config["categories"])
-    prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
-    found = _detections(model, dataset, augmented, device_of(device), workers=0)
-    write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-    names = write_pictures(dataset, found, categories, folder / "pictures", score)
-    drawn = sum(detection["score"] >= score for detection in found)
-    print(f"{drawn} detections of score {score:g} or more in {len(names)} images: {folder / 'pictures'}")
+    with together():
+        dataset = read_image_files(images, config["categories"])
+    the_same_everywhere("list of images", fingerprint(dataset))
+    with together():
+        if is_first():
+            prepare_folder(folder, {"model": model, "images": list(images)}, False, False)
+    found = _detections(detector.to(target), config, dataset, augmented, workers=0)
+    with together():
+        if is_first():
+            write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
+            names = write_pictures(dataset, found, categories, folder / "pictures", score)
+            drawn = sum(detection["score"] >= score for detection in found)
+            print(f"{drawn} detections of score {score:g} or more in {len(names)} images: {folder / 'pictures'}")
 
 
 @console

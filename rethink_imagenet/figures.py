@@ -372,7 +372,7 @@ def _gathered(
     command: str, margin: float,
 ) -> dict[str, Any]:  # fmt: skip
     "What all runs show"
-    rows = rows_of(parts, runs)
+    rows, code = rows_of(parts, runs), code_digest("comparison")
     part_of = {recipe.name: part for part in parts for recipe in part.training.recipes}
     val_sets = {name: part.val_set for name, part in part_of.items()}
     differences = differences_of(rows, runs, folder, val_sets, margin)
@@ -390,7 +390,7 @@ def _gathered(
         "differences": differences, "margin": margin, "costs": spent,
         "plans": {part.name: asdict(part.plan) for part in parts}, "pretraining": pretraining,
         "data": list(dict.fromkeys(origins)),
-        "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest(), **circumstances()},
+        "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code, **circumstances()},
         "command": command,
     }  # fmt: skip
 

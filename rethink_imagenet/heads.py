@@ -40,6 +40,7 @@ from rethink_imagenet.boxes import (
 )
 from .conventions import DETECTRON, Conventions
 from .data import Polygons, trace
+from .fused_norm import FusedSequential
 from .suppression import best_first, suppress
 from .transforms import Target, sent
 
@@ -212,12 +213,12 @@ def convolutions(
     channels: int,  # of all outputs
     number: int,  # how many
     norm: str,  # of `NORMS`
-) -> nn.Sequential:
+) -> FusedSequential:
     "3x3 convolutions, each with normalization and ReLU, from MSRAFill"
     layers: list[nn.Module] = []
     for i in range(number):
         layers += [conv_norm(in_channels if i == 0 else channels, channels, 3, norm, msra_fill), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+    return FusedSequential(*layers)
 
 # %% ../nbs/08_heads.ipynb #b7d3bb6f
 class BoxHead(nn.Module):

@@ -224,7 +224,7 @@ def pretrain(
     pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = {"backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "side": side, "seed": seed}
-    about |= {"rate": rate, "data": samples.fingerprint, "processes": world_size(), "code": code_digest()}
+    about |= {"rate": rate, "data": samples.fingerprint, "processes": world_size(), "code": code_digest("pretraining")}
     the_same_everywhere("folder, setting or version of this library", about)
 
     def evaluate(_: nn.Module) -> dict[str, float]:

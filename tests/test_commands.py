@@ -5,16 +5,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from rethink_imagenet import cli, training
 from rethink_imagenet.backbones import Body
+from rethink_imagenet.checkpoints import checkpoints_of, iteration_of
+from rethink_imagenet.comparison import run_schedule
 from rethink_imagenet.data import InputError, read_coco, read_splits
+from rethink_imagenet.detectors import DEMO, build
 from rethink_imagenet.evaluation import evaluate
+from rethink_imagenet.plans import Execution, Plan
 from rethink_imagenet.scenes import write_scenes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -326,3 +334,111 @@ def test_a_reader_that_has_seen_enough() -> None:
 def test_a_timeout_that_is_none(command: Command, minutes: str) -> None:
     done = command("rethink_train", "--timeout", minutes)
     assert done.returncode == 2 and "takes minutes, above 0" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", 'no device "gpu"; nearest'),
+        ("cuda:x", 'no device "cuda:x"; nearest: cuda:0'),
+        ("cuda:0", "PyTorch finds"),
+        ("mps", "no GPU of Apple's here"),
+    ],
+)
+def test_a_device_that_is_not_there(command: Command, device: str, message: str) -> None:
+    if device != "gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = command("rethink_train", "--device", device)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+class InSinglePrecision(TorchDispatchMode):
+    """While entered, nothing is computed in double precision."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        double = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.dtype == torch.float64]
+        assert not double, f"{func} in double precision"
+        return out
+
+
+@pytest.mark.parametrize("more", [{}, {"cascade": True}, {"keypoints": 17}, {"masks": False}])
+def test_a_detector_detects_without_double_precision(more: dict[str, Any]) -> None:
+    """Apple's GPUs have none."""
+    detector = build(replace(DEMO, **more)).eval()
+    with InSinglePrecision(), torch.no_grad():
+        found = detector([torch.rand(3, 96, 128)])[0]
+    assert len(found["boxes"]) > 5
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    """What PyTorch does on a GPU that is full."""
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB"
+    raise torch.OutOfMemoryError(f"{told} is free. Process 1 has 77.91 GiB memory in use. Of the allocated memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "words"),
+    [
+        ("run_family", "--at-once 1", {"dry_run": False}),
+        ("pretrain", "take a smaller --batch or --side", {"epochs": 1.0}),
+        ("predict", "take a device with more memory, or --device cpu", {}),
+    ],
+)
+def test_a_gpu_that_is_full(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, hint: str, words: dict[str, Any],
+) -> None:  # fmt: skip
+    """One line with what would fit, and status 2; in training, in pre-training, and in the evaluation of a model."""
+    commands = {"run_family": cli.rethink_train, "pretrain": cli.rethink_pretrain, "predict": cli.rethink_eval}
+    data = {"data": str(scenes)}
+    if name == "predict":
+        train, val = read_splits(scenes)
+        plan = Plan(replace(DEMO, num_classes=len(train.category_ids)), (2,), 1, batch=2, short=(64, 64), long=64)
+        run_schedule(plan, 2, tmp_path / "run", train, val, execution=Execution(workers=0))
+        data |= {"model": str(tmp_path / "run")}
+    elif name == "run_family":
+        data |= {"model": "demo"}
+    else:
+        data = {}
+    capsys.readouterr()
+    monkeypatch.setattr(cli, name, out_of_memory)
+    with pytest.raises(SystemExit) as stop:
+        commands[name](**data, **words, device="cpu", out=str(tmp_path / "out"))
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    assert "Tried to allocate 2.00 GiB. GPU 0 has a total capacity" in lines[0] and hint in lines[0]
+    assert "Process 1" not in lines[0]
+
+
+def test_a_run_goes_on_with_less_memory(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU that is full costs what came after the last checkpoint, and the hint leads to the end."""
+    together, seen = training.backward, []
+
+    def backward(model: Any, images: list[Any], targets: list[Any], batch: int, at_once: int) -> dict[str, float]:
+        seen.append(at_once)
+        if at_once != 1 and len(seen) > 7:
+            out_of_memory()
+        return together(model, images, targets, batch, at_once)
+
+    monkeypatch.setattr(training, "backward", backward)
+    words: dict[str, Any] = {"data": str(scenes), "model": "demo", "short": 64, "long": 64, "schedule": "2", "unit": 10}
+    words |= {"batch": 2, "save_every": 20, "device": "cpu", "workers": 0, "out": str(tmp_path / "out")}
+    with pytest.raises(SystemExit) as stop:
+        cli.rethink_train(**words)
+    assert stop.value.code == 2 and "--resume then takes --accept at_once" in capsys.readouterr().err
+    run = tmp_path / "out" / "2x"
+    kept = iteration_of(checkpoints_of(run)[-1])
+    assert 0 < kept < 7 and not list(tmp_path.rglob("*.partial"))
+    cli.rethink_train(**words, at_once=1, resume=True, accept="at_once")
+    assert seen == [0] * 8 + [1] * (20 - kept)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["iteration"] == 20 and (run / "results.json").is_file()
+    words |= {"at_once": 1, "overwrite": True}
+    monkeypatch.setattr(training, "backward", out_of_memory)
+    with pytest.raises(SystemExit):
+        cli.rethink_train(**words)
+    assert "--at-once" not in (told := capsys.readouterr().err) and "a device with more memory" in told

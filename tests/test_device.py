@@ -2,13 +2,29 @@
 nothing mixes host and device, all numbers are the CPU's, and the host hardly ever waits.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
+from rethink_imagenet.augmented_testing import AugmentedDetector, WholeSamples, passes_at
+from rethink_imagenet.checkpoints import checkpoints_of, iteration_of, read_checkpoint
+from rethink_imagenet.conventions import DETECTRON2, TORCHVISION
+from rethink_imagenet.data import Dataset, read_splits
+from rethink_imagenet.detectors import DEMO, VGG16, Detector, DetectorConfig, build
+from rethink_imagenet.evaluation import predict
+from rethink_imagenet.plans import Plan, switch_over
+from rethink_imagenet.scenes import write_scenes
+from rethink_imagenet.schedules import Schedule
+from rethink_imagenet.training import Pace, Run, train
+from rethink_imagenet.transforms import EvaluationSamples, TrainingSamples, read_sample, resize
 from tests.device_double import Device, OnDevice
 
 
@@ -163,3 +179,219 @@ def test_a_network_learns_as_on_the_cpu(precision: torch.dtype) -> None:
             assert all(p.is_cuda == (name == "cuda") and p.grad.is_cuda == p.is_cuda for p in net.parameters())
             weights.append({key: value.cpu() for key, value in net.state_dict().items()})
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+FEW = (50, 50)  # proposals of an image
+CONFIGS = {
+    "mask": DEMO,
+    "mask, torchvision": replace(DEMO, conventions=replace(TORCHVISION, post_nms=FEW)),
+    "mask, detectron2": replace(DEMO, conventions=replace(DETECTRON2, post_nms=FEW)),
+    "mask, bf16": replace(DEMO, precision="bf16"),
+    "keypoints": replace(DEMO, masks=False, keypoints=3),
+    "cascade": replace(DEMO, cascade=True),
+    "cascade, detectron2": replace(DEMO, cascade=True, conventions=replace(DETECTRON2, post_nms=FEW)),
+    "SyncBN": replace(DEMO, norm="syncbn"),
+    "VGG": replace(VGG16, num_classes=8, hidden=64, pre_nms=(100, 100), box_number=24,
+                   conventions=replace(VGG16.conventions, post_nms=FEW)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    """Scenes whose objects have keypoints as well: two that change places in a mirror, and their middle."""
+    folder = write_scenes(tmp_path_factory.mktemp("device") / "scenes", train=8, val=3)
+    for file in (folder / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for category in content["categories"]:
+            category |= {"keypoints": ["left_end", "right_end", "middle"], "skeleton": []}
+        for record in content["annotations"]:
+            x, y, width, height = record["bbox"]
+            points = [x + width / 4, y + height / 4, 2, x + 3 * width / 4, y + height / 4, 2]
+            record |= {"keypoints": [*points, x + width / 2, y + height / 2, 1], "num_keypoints": 3}
+        file.write_text(json.dumps(content))
+    return read_splits(folder)
+
+
+class Watched(TorchDataset):
+    """Samples that note, whenever an iteration's first is taken, what the device has been given until then."""
+
+    def __init__(self, samples: TrainingSamples, device: Device):
+        self.samples, self.device = samples, device
+        self.counts: list[tuple[int, int]] = []
+
+    def __getitem__(self, p: int) -> Any:
+        if p % 2 == 0:
+            self.counts.append((self.device.waits, self.device.launches))
+        return self.samples[p]
+
+
+@dataclass
+class Went:
+    """What a training has come to."""
+
+    losses: list[dict[str, float]]  # of each line of the log
+    state: dict[str, Any]  # the last checkpoint
+    waits: int  # of an iteration
+    launches: int
+    table: str  # of all waits
+
+
+def trained(
+    config: DetectorConfig, data: Dataset, folder: Path, name: str, steps: int = 4, about: Any = None, **pace: Any
+) -> Went:
+    """Train for some iterations of two images on a device, from the folder's newest checkpoint if there is one."""
+    torch.manual_seed(0)
+    model = build(config)
+    schedule = Schedule(steps, (), rate=0.02, warmup=2)
+    fields = {"batch": 2, "log_every": 100, "evaluate_every": 100, "save_every": 100, "conventions": config.conventions}
+    with Device() as device:
+        source = TrainingSamples(data, 0, (96, 96), 160, batch=2, keypoints=config.keypoints > 0)
+        samples = Watched(source, device)
+        log = train(model.to(name), samples, Pace(schedule, **fields | pace), folder, about=about or {}, workers=0)
+        first, *_, last = samples.counts[1:] if len(samples.counts) > 2 else 2 * samples.counts
+        between = max(1, len(samples.counts) - 2)
+        table = device.table()
+    state = read_checkpoint(max(checkpoints_of(folder), key=iteration_of))
+    waits, launches = ((last[k] - first[k]) // between for k in (0, 1))
+    return Went([line["losses"] for line in log if "losses" in line], state, waits, launches, table)
+
+
+def tolerance(what: str) -> dict[str, float]:
+    """None, but for detectron2's pooling with a number of samples by size, which a GPU adds up in another order."""
+    return {"rtol": 1e-3, "atol": 1e-5} if "detectron2" in what else {"rtol": 0, "atol": 0}
+
+
+def assert_same_course(mine: Went, other: Went, what: str = "") -> None:
+    """Losses, weights, statistics and momentum."""
+    assert len(mine.losses) == len(other.losses) > 0
+    for one, two in zip(mine.losses, other.losses, strict=True):
+        assert one == pytest.approx(two, rel=tolerance(what)["rtol"], abs=0)
+    for tensors in zip(tensors_of(mine.state), tensors_of(other.state), strict=True):
+        torch.testing.assert_close(*tensors, **tolerance(what))
+
+
+def tensors_of(state: dict[str, Any]) -> list[Tensor]:
+    """Weights and statistics of the model, then the momentum."""
+    held = state["optimizer"]["state"].values()
+    return [*state["model"].values(), *(each["momentum_buffer"] for each in held)]
+
+
+def laid_out(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one row."""
+    return [stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if length > 1]
+
+
+def assert_strides_agree(run: Run) -> None:
+    """Fused SGD refuses parameters whose momentum or gradient is laid out differently."""
+    for parameter, state in run.state.optimizer.state.items():
+        for other in (state["momentum_buffer"], parameter.grad):
+            assert other is None or laid_out(other) == laid_out(parameter)
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_training(what: str, scenes: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """Four iterations in one go have the CPU's losses and weights, and the host hardly ever waits."""
+    config = CONFIGS[what]
+    alike = replace(config, norm="bn") if config.norm == "syncbn" else config  # PyTorch's, over the images of a process
+    here = trained(alike, scenes[0], tmp_path / "cpu", "cpu")
+    there = trained(config, scenes[0], tmp_path / "cuda", "cuda")
+    print(f"{what}: {there.waits} waits and {there.launches} launches in an iteration\n{there.table}")
+    assert_same_course(here, there, what)
+    assert here.launches == 0 and there.waits <= (20 if config.cascade else 12)
+
+
+def test_accumulation_and_resumption(scenes: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """One image at a time, stopped in the middle, goes on with the bits of the CPU's straight run."""
+    here = trained(DEMO, scenes[0], tmp_path / "cpu", "cpu", at_once=1, log_every=1)
+    trained(DEMO, scenes[0], tmp_path / "cuda", "cuda", steps=2, at_once=1, log_every=1)
+    there = trained(DEMO, scenes[0], tmp_path / "cuda", "cuda", at_once=1, log_every=1)
+    assert_same_course(here, there)
+    assert len(here.losses) == 4
+
+
+def test_late_cascade(scenes: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """A run that switches to a cascade takes its steps with fused SGD, as on the CPU."""
+    plan = Plan(replace(DEMO, cascade=True), schedules=(1,), unit=4, batch=2, cascade_last=2)
+    went = []
+    for name in ("cpu", "cuda"):
+        before, folder = tmp_path / name / "before", tmp_path / name / "after"
+        trained(plan.before_switch.detector, scenes[0], before, name, steps=2, about={"plan": "before"})
+        switch_over(before, plan, folder, {"plan": "before"}, {"plan": "after"})
+        went.append(trained(plan.detector, scenes[0], folder, name, about={"plan": "after"}))
+    assert_same_course(*went)
+
+
+def test_layouts_of_parameters_and_momentum(scenes: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """After steps, after resumption, and after the switch to a cascade: fused SGD compares strides."""
+    plan = Plan(replace(DEMO, cascade=True), schedules=(1,), unit=4, batch=2, cascade_last=2)
+    trained(plan.before_switch.detector, scenes[0], tmp_path / "before", "cuda", steps=2, about={"plan": 1})
+    switch_over(tmp_path / "before", plan, tmp_path / "after", {"plan": 1}, {"plan": 2})
+    images, targets = zip(*(TrainingSamples(scenes[0], 0, (96, 96), 160, batch=2)[p] for p in (4, 5)), strict=True)
+    for folder, config, about in (("before", plan.before_switch.detector, 1), ("after", plan.detector, 2)):
+        with Device():
+            model = build(config).to("cuda", memory_format=torch.channels_last).train()
+            run = Run(model, Pace(plan.schedule(1), batch=2), tmp_path / folder, {"plan": about})
+            assert len(run.state.optimizer.state) == len(list(model.parameters()))
+            assert_strides_agree(run)
+            run.step(list(images), list(targets))
+            assert_strides_agree(run)
+
+
+def looked_at(
+    config: DetectorConfig, look: Callable[[Detector, Callable[[Tensor], Tensor]], Any]
+) -> tuple[Any, Any, Device]:
+    """What a detector with random weights gives on the CPU and on the device, and what the latter counted."""
+    given = []
+    for name in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = build(config).eval()
+        with Device() as device:
+            model.to(name)
+            device.reset()
+            given.append(look(model, lambda x: x.to(name, non_blocking=True)))  # noqa: B023
+    print(device.table())
+    return given[0], given[1], device
+
+
+def assert_same_detections(mine: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
+    """And not none."""
+    assert len(mine["boxes"]) > 0 and mine.keys() == other.keys()
+    for key in mine:
+        torch.testing.assert_close(mine[key], other[key].cpu(), **tolerance(what))
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_detection(what: str, scenes: tuple[Dataset, Dataset]) -> None:
+    """The same boxes, labels, scores, masks and keypoints as on the CPU, with few waits."""
+    image, _ = resize(*read_sample(scenes[1], 0), 96, 160)
+    here, there, device = looked_at(CONFIGS[what], lambda model, sent: model.detect([sent(image)])[0])
+    assert_same_detections(here, there, what)
+    few = {"keypoints": 8, "cascade, detectron2": 7}  # each pooling by size waits once: four of them
+    assert device.waits <= few.get(what, 6)
+
+
+@pytest.mark.parametrize("what", ["mask", "keypoints", "cascade"])
+def test_augmented_testing(what: str, scenes: tuple[Dataset, Dataset]) -> None:
+    """Four looks at an image, one of them mirrored."""
+    passes, (image, _) = passes_at(96, 160)[:4], WholeSamples(scenes[1])[0]
+
+    def look(model: Detector, sent: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return AugmentedDetector(model, passes, scenes[1].keypoint_names).detect([sent(image)])[0]
+
+    here, there, device = looked_at(CONFIGS[what], look)
+    assert_same_detections(here, there, what)
+    assert device.waits <= 6 * len(passes)
+
+
+@pytest.mark.parametrize("what", ["mask", "keypoints", "mask, torchvision", "mask, detectron2"])
+def test_results_for_coco(what: str, scenes: tuple[Dataset, Dataset]) -> None:
+    """Evaluation writes the same file, and the results cost few waits beside those of detection."""
+    samples = EvaluationSamples(scenes[1], 96, 160)
+    here, there, device = looked_at(CONFIGS[what], lambda model, sent: predict(model, samples, workers=0))
+    assert len(here) == len(there) > 0
+    for mine, other in zip(here, there, strict=True):
+        scores = mine.pop("score"), other.pop("score")
+        assert mine.keys() == other.keys() and mine["bbox"] == pytest.approx(other["bbox"], rel=tolerance(what)["rtol"])
+        assert scores[0] == pytest.approx(scores[1], rel=tolerance(what)["rtol"], abs=0)
+        assert "detectron2" in what or mine == other
+    assert device.waits <= len(scenes[1]) * (6 + (8 if CONFIGS[what].keypoints else 6))

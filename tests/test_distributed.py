@@ -163,6 +163,172 @@ def by_hand(words: list[str], ranks: list[dict[str, str]]) -> list[subprocess.Po
 PAIR = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for r in range(2)]
 
 
+def alone_and_in_pair(name: str, *words: object, out: Path) -> list[str]:
+    """What a command says as one process, and as two of which the second says nothing; files in out/1 and out/2."""
+    line, ranks = [str(Path(sys.executable).parent / name), *map(str, words)], (PAIR, [{"OMP_NUM_THREADS": "1"}])
+    said = []
+    for many in ranks:
+        folder = str(out / str(len(many)))
+        processes = by_hand([*line, "--out", folder], [{"OMP_NUM_THREADS": "1"} | rank for rank in many])
+        told = [process.communicate(timeout=100) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(many), told
+        assert [both for both in told[1:] if both != ("", "")] == []
+        said.append(told[0][0].replace(folder, "OUT"))
+    return said
+
+
+def test_two_processes_evaluate_a_run_as_one_does(of_two: Path, scenes: Path, tmp_path: Path) -> None:
+    """Figures, detections and pictures equal to the bit; written and said once."""
+    here = ["--device", "cpu"]
+    pair, alone = alone_and_in_pair(
+        "rethink_eval", of_two, "--data", scenes, *here, "--workers", 0, "--submission", "us", out=tmp_path / "eval"
+    )
+    assert pair == alone and pair.count("box  ap") == 1 and pair.count("OUT/detections.json") == 1
+    for name in ("detections.json", "config.json"):
+        one, two = ((tmp_path / "eval" / number / name).read_bytes() for number in "12")
+        assert one == two and len(one) > 100, name
+    assert len(json.loads((tmp_path / "eval" / "2" / "detections.json").read_text())) > 5
+    photos = sorted((scenes / "val").iterdir())[:3]
+    pair, alone = alone_and_in_pair(
+        "rethink_detect", of_two, *photos, "--score", 0.1, *here, "--augmented", out=tmp_path / "seen"
+    )
+    assert pair == alone and "in 3 images" in pair
+    seen = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "seen").iterdir()]
+    assert seen[0] == seen[1] and sum(path.suffix == ".png" for path in seen[0]) == 3
+    existing = tmp_path / "eval" / "1" / "detections.json"
+    words = ["--annotations", scenes / "annotations" / "instances_val.json", "--detections", existing]
+    pair, alone = alone_and_in_pair("rethink_eval", *words, out=tmp_path / "none")
+    assert pair == alone and pair.count("box  ap") == 1
+
+
+def test_a_fault_in_an_evaluation_is_told_once(of_two: Path, scenes: Path, tmp_path: Path) -> None:
+    words = [str(COMMAND.with_name("rethink_eval")), str(of_two), "--device", "cpu", "--out", str(tmp_path / "out")]
+    for more, message in (
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", str(scenes), "--timeout", "0"], "takes minutes, above 0"),
+        (["--val", str(tmp_path / "other.json")], "its categories are not those"),
+    ):
+        content = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+        content["categories"][0]["name"] = "potato"
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        pair = by_hand([*words, *more, "--images", str(scenes / "val")], PAIR)
+        said = [process.communicate(timeout=100)[1] for process in pair]
+        assert [process.returncode for process in pair] == [2, 2], said
+        assert "".join(said).count("\n") == 1 and message in "".join(said), said
+
+
+OBJECTS = """
+import os
+from datetime import timedelta
+from torch import distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from rethink_imagenet.processes import from_first, gather, rank, to_first, together
+
+dist.init_process_group("cpu:gloo,cuda:fake", timeout=timedelta(seconds=30))
+with together():
+    found = to_first({"rank": rank()})
+print(found, gather(rank()), from_first("all" if rank() == 0 else None), flush=True)
+os._exit(0)  # the fake group does not end well
+"""
+
+
+def test_objects_go_over_the_backend_of_the_cpu(tmp_path: Path) -> None:
+    """In a group like that of a job on GPUs, whose other backend moves nothing; the list reaches the first alone."""
+    (tmp_path / "objects.py").write_text(OBJECTS)
+    pair = by_hand([sys.executable, str(tmp_path / "objects.py")], PAIR)
+    said = [process.communicate(timeout=60) for process in pair]
+    assert said[0][0] == "[{'rank': 0}, {'rank': 1}] [0, 1] all\n", said
+    assert said[1][0] == "[] [0, 1] all\n", said
+
+
+GPUS = """
+import sys
+from types import SimpleNamespace
+from unittest.mock import patch
+import torch
+from torch import distributed as dist
+from rethink_imagenet.data import InputError
+from rethink_imagenet.distributed import device_of, joined
+from rethink_imagenet.processes import rank
+
+serials, init = sys.argv[1:], dist.init_process_group
+only = patch.multiple(
+    torch.cuda, is_available=lambda: True, device_count=lambda: 1, set_device=print, current_device=lambda: 0,
+    get_device_properties=lambda _: SimpleNamespace(uuid=serials[rank()]),
+)
+with only, patch.object(dist, "init_process_group", lambda backend, **place: (print(backend), init("gloo", **place))):
+    try:
+        with joined(device_of("cuda"), timeout=1):
+            print("joined", flush=True)
+    except InputError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("second", "end"), [("GPU-b", "joined"), ("GPU-a", "processes 0 and 1 have the same GPU")])
+def test_each_process_sees_one_gpu(tmp_path: Path, second: str, end: str) -> None:
+    """As with SLURM's --gpus-per-task=1: each takes the one that it sees, unless it is the same for both."""
+    (tmp_path / "gpus.py").write_text(GPUS)
+    pair = by_hand([sys.executable, str(tmp_path / "gpus.py"), "GPU-a", second], PAIR)
+    for process in pair:
+        said = process.communicate(timeout=60)
+        assert said[0].startswith(f"cuda:0\ncpu:gloo,cuda:nccl\n{end}"), said
+
+
+FULL = """
+import sys, time
+from unittest.mock import patch
+import torch
+from torch import distributed as dist
+from rethink_imagenet import distributed
+from rethink_imagenet.cli import one_line_faults
+from rethink_imagenet.data import InputError
+from rethink_imagenet.distributed import joined
+from rethink_imagenet.processes import rank, together
+
+leave = dist.destroy_process_group
+
+
+def farewell():  # as NCCL's, it waits for the others
+    dist.barrier()
+    leave()
+
+
+def command():
+    if sys.argv[1] == "both":
+        with together():
+            raise InputError("a.json: no such file")
+    elif rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    time.sleep(120)
+
+
+def meet(device, timeout):
+    dist.init_process_group("gloo", timeout=timeout)
+
+
+with (
+    patch.object(torch.cuda, "set_device"), patch.object(distributed, "_meet", meet),
+    patch.object(dist, "destroy_process_group", farewell), joined("cuda:0", timeout=2),
+):
+    one_line_faults(command)()
+"""
+
+
+def test_a_process_whose_gpu_is_full_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """Its farewell would be heard only when they leave too; a fault that all know of ends in good order."""
+    (tmp_path / "full.py").write_text(FULL)
+    first, second = by_hand([sys.executable, str(tmp_path / "full.py"), "one"], PAIR)
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 2 and said.startswith("command: CUDA out of memory. Tried to allocate 2.00 GiB; take a")
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    pair = by_hand([sys.executable, str(tmp_path / "full.py"), "both"], PAIR)
+    told = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2] and told == ["command: a.json: no such file\n", ""], told
+
+
 def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -> None:
     """The other one does not wait longer than it was told."""
     out = tmp_path / "out"
