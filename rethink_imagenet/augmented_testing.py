@@ -22,10 +22,11 @@ from .keypoints import read_keypoints
 from .suppression import best_first, suppress
 from rethink_imagenet.transforms import (
     EvaluationSamples,
+    RawImage,
     Target,
     constant,
     mirrored_order,
-    read_sample,
+    read_raw_sample,
     resize,
     resized_size,
     sent,
@@ -236,8 +237,12 @@ class WholeSamples(EvaluationSamples):
     ):
         self.dataset = dataset
 
-    def __getitem__(self, m: int) -> tuple[Tensor, Target] | InputError:
+    def raw(
+        self,
+        m: int,  # position of the image
+    ) -> tuple[RawImage, Target] | InputError:
+        "Image m, or what is wrong with it"
         try:
-            return read_sample(self.dataset, m)
+            return read_raw_sample(self.dataset, m)
         except InputError as error:
             return error

@@ -91,7 +91,7 @@ def predict(
     device, pasting = next(model.parameters()).device, model.config.conventions.mask_pasting
     results: list[dict[str, Any]] = []
     bar = tqdm(total=len(samples), desc="evaluating", disable=None, leave=False, unit="image")
-    with bar, contextlib.closing(evaluation_batches(samples, batch, workers)) as batches:
+    with bar, contextlib.closing(evaluation_batches(samples, batch, workers, device)) as batches:
         for images, targets in batches:
             found = model.detect([image.to(device, non_blocking=True) for image in images])
             for detections, target, image in zip(found, targets, images, strict=True):

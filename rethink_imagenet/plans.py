@@ -134,14 +134,14 @@ def switched_state(
     plan: Plan,  # with its cascade
 ) -> dict[str, Any]:  # of the checkpoint that the run with a cascade begins from
     "The same moment of training, with a cascade. Raises InputError"
-    with torch.device("meta"):  # only names and shapes are wanted
+    with torch.device("meta"):  # only names, shapes and strides are wanted
         one, three = build(plan.before_switch.detector), build(plan.detector)
     held = state["optimizer"]["state"]
     momentum = {name: held[i]["momentum_buffer"] for i, name in enumerate(_parameters(one)) if i in held}
     weights, kept = switch_to_cascade(state["model"], momentum)
     buffers: dict[int, dict[str, Tensor]] = {}
     for i, (name, parameter) in enumerate(_parameters(three).items()):
-        buffers[i] = {"momentum_buffer": kept[name] if name in kept else torch.zeros(parameter.shape)}
+        buffers[i] = {"momentum_buffer": kept[name] if name in kept else torch.zeros_like(parameter, device="cpu")}
     optimizer = optimizer_of(three, conventions=plan.detector.conventions).state_dict() | {"state": buffers}
     return state | {"model": weights, "optimizer": optimizer, "pending": []}
 
@@ -219,7 +219,9 @@ def measure_step(
     before = peak_memory(execution.device)
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
-    with closing(training_batches(samples, images * world_size(), 0, 2, execution.workers)) as batches:
+    with closing(
+        training_batches(samples, images * world_size(), 0, 2, execution.workers, execution.device)
+    ) as batches:
         for pixels, targets in batches:
             begun = _now(execution.device)
             optimizer.zero_grad()

@@ -21,8 +21,6 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from .backbones import Body, xavier_fill
@@ -43,7 +41,7 @@ from rethink_imagenet.processes import (
 )
 from .schedules import Schedule
 from .training import Pace, seed_everything, train
-from .transforms import Target, batch_images, evaluation_batches
+from .transforms import FileSamples, RawImage, Target, batch_images, evaluation_batches
 from .vgg import VGGBackbone, VGGBody, body_named
 from .weights import as_body, metadata_of, read_weights
 
@@ -60,6 +58,11 @@ def _usual_pixels(backbone: str) -> tuple[tuple[float, float, float], tuple[floa
     return rules.pixel_mean, rules.pixel_std
 
 # %% ../nbs/16_pretraining.ipynb #0225700d
+def _labels(targets: list[Target], like: Tensor) -> Tensor:
+    "The labels [B] on the device of another tensor"
+    return torch.stack([target["label"] for target in targets]).to(like.device, non_blocking=True)
+
+
 class Classifier(nn.Module):
     "A body with a linear layer on the mean of its last feature map, or with VGG-16's three"
 
@@ -94,8 +97,7 @@ class Classifier(nn.Module):
     ) -> dict[str, Tensor]:  # scalar
         "The loss of classification"
         logits = self.logits(images)
-        labels = torch.stack([target["label"] for target in targets]).to(logits.device)
-        return {"loss_classifier": F.cross_entropy(logits, labels)}
+        return {"loss_classifier": F.cross_entropy(logits, _labels(targets, logits))}
 
 # %% ../nbs/16_pretraining.ipynb #74e99a1c
 def _random_part(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
@@ -121,7 +123,7 @@ def _shuffled(length: int, seed: int, number: int) -> np.ndarray:
     return np.random.default_rng([seed, number, 1]).permutation(length)  # another stream than that of any sample
 
 # %% ../nbs/16_pretraining.ipynb #70c56af8
-class ClassificationSamples(TorchDataset):
+class ClassificationSamples(FileSamples):
     "Sample p of an endless run over a folder of class folders, or image i of those held back"
 
     def __init__(
@@ -150,7 +152,11 @@ class ClassificationSamples(TorchDataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, p: int) -> tuple[Tensor, Target] | InputError:
+    def raw(
+        self,
+        p: int,  # number of the sample
+    ) -> tuple[RawImage, Target] | InputError:
+        "Sample p, or what is wrong with it"
         number, place = divmod(p, len(self.files))
         rng = np.random.default_rng([self.seed, p])
         path, label = self.files[place if self.held_back else _shuffled(len(self.files), self.seed, number)[place]]
@@ -158,8 +164,8 @@ class ClassificationSamples(TorchDataset):
             with Image.open(path) as file:
                 whole = file.convert("RGB")
             part = _middle_part(whole, self.side) if self.held_back else _random_part(whole, self.side, rng)
-            pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 255
-            return pixels, {"label": torch.tensor(label), "image_id": str(path)}
+            pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+            return RawImage(pixels, (self.side, self.side)), {"label": torch.tensor(label), "image_id": str(path)}
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return InputError(f"{path}: cannot be read as an image ({error}); mend or remove it")
 
@@ -167,14 +173,14 @@ class ClassificationSamples(TorchDataset):
 @torch.no_grad()
 def _accuracy(model: Classifier, samples: ClassificationSamples, workers: int) -> float:
     "Percent of the held back images that are classified right; all processes share them"
-    mine = Subset(samples, range(rank(), len(samples), world_size()))
-    right, device = torch.zeros((), dtype=torch.float64), next(model.parameters()).device
+    mine, device = range(rank(), len(samples), world_size()), next(model.parameters()).device
+    right = torch.zeros((), dtype=torch.int64, device=device)
     model.eval()
-    with together(), closing(evaluation_batches(mine, 64, workers)) as batches:
+    with together(), closing(evaluation_batches(samples, 64, workers, device, mine)) as batches:
         for images, targets in batches:
-            predicted = model.logits([image.to(device) for image in images]).argmax(dim=1).cpu()
-            right += (predicted == torch.stack([target["label"] for target in targets])).sum()
-    return 100 * sum_over_processes(right).item() / len(samples)
+            predicted = model.logits([image.to(device, non_blocking=True) for image in images]).argmax(dim=1)
+            right += (predicted == _labels(targets, predicted)).sum()
+    return 100 * sum_over_processes(right.cpu().double()).item() / len(samples)
 
 
 def _without_last_layer(model: Classifier) -> dict[str, Tensor]:

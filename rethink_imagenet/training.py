@@ -60,7 +60,7 @@ from rethink_imagenet.processes import (
     world_size,
 )
 from .schedules import Schedule
-from .transforms import Target, training_batches
+from .transforms import RawImage, Target, training_batches
 
 # %% ../nbs/12_training.ipynb #c724e6f9
 def parameter_groups(
@@ -90,8 +90,12 @@ def optimizer_of(
     decay: float = 1e-4,  # of convolutions' and linear layers' weights
     conventions: Conventions = DETECTRON,  # of biases and norms
 ) -> torch.optim.SGD:
-    "SGD with momentum 0.9; the learning rate is set in every iteration by `set_rate`"
-    return torch.optim.SGD(parameter_groups(model, decay, conventions), lr=0.0, momentum=0.9, fused=True)
+    "SGD with momentum 0.9, which is zero at first; the learning rate is set in every iteration by `set_rate`"
+    optimizer = torch.optim.SGD(parameter_groups(model, decay, conventions), lr=0.0, momentum=0.9, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_rate(
@@ -120,24 +124,25 @@ def number_of_parts(
 
 def backward(
     model: nn.Module,  # in training mode; with several processes wrapped in DistributedDataParallel
-    images: Sequence[Tensor],  # of this process, each [3, H, W], float in 0..1
+    images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
     targets: Sequence[Target],  # of each image, as the model takes them
     batch: int,  # images of all processes together
     at_once: int = 0,  # images to look at together; 0 for all
-) -> dict[str, float]:  # this process's part in the mean loss of the batch
+) -> dict[str, Tensor]:  # this process's part in the mean losses of the batch, scalars that nobody has waited for
     "Add the gradient of the mean loss of a batch to that of the parameters"
     device, parts = next(model.parameters()).device, number_of_parts(batch, at_once)
-    values: dict[str, Tensor] = {}
+    names: list[str] = []
+    means: Tensor | float = 0.0
     for part in range(parts):
         some, theirs = share(images, part, parts), list(share(targets, part, parts))
         alone = part < parts - 1 and isinstance(model, DistributedDataParallel)
         with cast(DistributedDataParallel, model).no_sync() if alone else nullcontext():
-            losses = model([image.to(device, non_blocking=True) for image in some], theirs)
+            found = model([image.to(device, non_blocking=True) for image in some], theirs)
+            names, losses = list(found), torch.stack(list(found.values()))
             weight = len(some) / batch
-            (torch.stack(list(losses.values())).sum() * (weight * world_size())).backward()
-        for name, loss in losses.items():
-            values[name] = values.get(name, torch.zeros_like(loss)) + weight * loss.detach()
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+            (losses.sum() * (weight * world_size())).backward()
+        means = means + weight * losses.detach()
+    return dict(zip(names, cast(Tensor, means), strict=True))
 
 # %% ../nbs/12_training.ipynb #6e954adc
 def read_log(
@@ -361,6 +366,13 @@ class Pace:
         "Whether a checkpoint is written now: regularly, before each evaluation, and where a branch begins"
         return self.due(done, self.save_every) or self.due(done, self.evaluate_every) or done in self.branches
 
+    def reads(
+        self,
+        done: int,  # iterations
+    ) -> bool:
+        "Whether the losses must be known now: for the log, a checkpoint or an evaluation"
+        return self.due(done, self.log_every) or self.saves(done)
+
 
 def seed_everything(
     seed: int,  # any integer of 0 or more
@@ -384,7 +396,7 @@ class RunState:
     iteration: int = 0  # done
     seconds: float = 0.0  # of training
     skipped: int = 0  # iterations whose loss was not finite
-    pending: list[dict[str, float]] = field(default_factory=list)  # losses since the last line of the log
+    pending: list[dict[str, float]] = field(default_factory=list)  # losses read since the last line of the log
 
     def content(
         self,
@@ -415,6 +427,16 @@ def _check_finite(model: nn.Module, iteration: int, newest: Path | None) -> None
         raise Diverged(f"iteration {iteration}: {bad[0]} is not finite; last checkpoint: {newest or 'none yet'}")
 
 # %% ../nbs/12_training.ipynb #ddabcf48
+@dataclass
+class _Unread:
+    "The losses of an iteration, on the device that may still be at work on them"
+
+    iteration: int
+    names: list[str]
+    figures: Tensor  # [2, L], this process's part, and the means over the batch
+    images: list[Any]  # ids
+
+
 class Run:
     "A model in training, with its folder; goes on from the folder's newest checkpoint if there is one"
 
@@ -442,49 +464,75 @@ class Run:
             use_pytorchs_sync_batch_norm(model)
         self.learner = DistributedDataParallel(model) if world_size() > 1 else model
         self.log = RunLog(folder, self.state.iteration, pace.tensorboard)
+        self.unread: list[_Unread] = []
+        self.losses: dict[str, float] = {}  # the newest that are known, means over the batch
 
     def step(
         self,
-        images: list[Tensor],  # of this process, each [3, H, W], float in 0..1
+        images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
         targets: list[Target],  # of each image, as the model takes them
-        asked: bool = False,  # whether this process has been asked to stop
-    ) -> tuple[dict[str, float], bool]:  # the losses, means over the batch; whether some process has been asked to stop
-        "One iteration of SGD, or at a loss that is not finite what `on_nan` says. Raises Diverged"
-        state, optimizer = self.state, self.state.optimizer
+    ) -> None:
+        "One iteration of SGD, which changes nothing where a loss is not finite. Raises Diverged"
+        state, optimizer = self.state, cast(Any, self.state.optimizer)
         set_rate(optimizer, self.pace.schedule.lr(state.iteration))
         optimizer.zero_grad()
-        buffers = [buffer.clone() for buffer in state.model.buffers()] if self.pace.on_nan == "skip" else []
-        mine = backward(self.learner, images, targets, self.pace.batch, self.pace.at_once)
-        exchanged = sum_over_processes(torch.tensor([*mine.values(), float(asked)], dtype=torch.float64))
-        *values, asks = exchanged.tolist()
-        losses = dict(zip(mine, values, strict=True))
+        buffers = list(state.model.buffers()) if self.pace.on_nan == "skip" else []
+        before = [buffer.clone() for buffer in buffers]
+        losses = backward(self.learner, images, targets, self.pace.batch, self.pace.at_once)
+        mine = torch.stack(list(losses.values()))
+        total = sum_over_processes(mine.double()) if world_size() > 1 else mine
+        bad = ~total.isfinite().all()
+        optimizer.found_inf = bad.float()  # by which a fused optimizer knows that it shall do nothing
+        optimizer.step()
+        for buffer, good in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(bad, good, buffer))
         state.iteration += 1
-        if all(map(math.isfinite, values)):
-            optimizer.step()
-            state.pending.append(losses)
-        else:
-            self._skip_or_stop(mine, targets)
-            for buffer, good in zip(state.model.buffers(), buffers, strict=True):
-                buffer.copy_(good)
-            with together():  # the statistics of the first process are those that count
-                if is_first():
-                    _check_finite(state.model, state.iteration, self.newest)
-        return losses, asks > 0
+        shown = [target["image_id"] for target in targets]
+        self.unread.append(_Unread(state.iteration, list(losses), torch.stack([mine.to(total), total]), shown))
+        if mine.is_cpu or self.pace.reads(state.iteration):
+            self.read()
 
-    def _skip_or_stop(self, mine: dict[str, float], targets: list[Target]) -> None:
-        "Leave this iteration out and count it, or raise Diverged with the images of the process that found it"
-        found = ", ".join(f"{name} {value:.3g}" for name, value in mine.items())
-        bad = not all(map(math.isfinite, mine.values()))
-        told = gather(f"losses {found} on images {[target['image_id'] for target in targets]}" if bad else None)
+    def read(self) -> None:
+        "Take in the losses of all iterations so far, and what `on_nan` says to those not finite. Raises Diverged"
+        unread, self.unread = self.unread, []
+        figures = torch.stack([each.figures for each in unread]).tolist() if unread else []
+        for each, (mine, total) in zip(unread, figures, strict=True):
+            self.losses = dict(zip(each.names, total, strict=True))
+            if all(map(math.isfinite, total)):
+                self.state.pending.append(self.losses)
+            else:
+                self._skip_or_stop(each, mine)
+
+    def _skip_or_stop(self, each: _Unread, mine: list[float]) -> None:
+        "Count an iteration that was left out, or raise Diverged with the images of the process that found it"
+        found = ", ".join(f"{name} {value:.3g}" for name, value in zip(each.names, mine, strict=True))
+        bad = not all(map(math.isfinite, mine))
+        told = gather(f"losses {found} on images {each.images}" if bad else None)
         with together():
             if self.pace.on_nan == "stop":
                 raise Diverged(
-                    f"iteration {self.state.iteration}: {next(filter(None, told))}; last good checkpoint: "
+                    f"iteration {each.iteration}: {next(filter(None, told))}; last good checkpoint: "
                     f"{self.newest or 'none yet'}; lower the learning rate, or --on-nan skip"
                 )
+            if is_first():  # whose statistics are those that count
+                _check_finite(self.state.model, self.state.iteration, self.newest)
         self.state.skipped += 1
 
 # %% ../nbs/12_training.ipynb #d5be4ace
+def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) -> tuple[list[Any], list[Target]]:
+    "Images and targets; or, where a process was asked to stop, a checkpoint and Interrupted. Raises InputError"
+    done, total = run.state.iteration, run.pace.schedule.iterations
+    try:
+        with together():
+            if interruption.asked:
+                raise Interrupted(f"stopped after iteration {done} of {total}; go on with --resume")
+            return next(batches)
+    except Interrupted:
+        run.read()
+        _save(run)
+        raise
+
+
 def _write_log(run: Run) -> None:
     "The line of an iteration"
     state = run.state
@@ -503,9 +551,10 @@ def _save(run: Run) -> None:
             run.newest = save_checkpoint(run.folder, run.state.content(run.about), keep=run.pace.branches)
 
 
-def _told(losses: dict[str, float], speed: float) -> str:
-    "Loss and speed, for whoever watches"
-    return f"loss {sum(losses.values()):.2f}, {speed:.1f} images/s"
+def _told(run: Run) -> str:
+    "Loss, as far as it is known, and speed, for whoever watches"
+    loss = f"loss {sum(run.losses.values()):.2f}, " if run.losses else ""
+    return f"{loss}{run.pace.batch * run.state.iteration / run.state.seconds:.1f} images/s"
 
 
 def _evaluate(run: Run, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
@@ -538,21 +587,17 @@ def train(
         if evaluate and state.iteration and pace.due(state.iteration, pace.evaluate_every):
             with interruption.impatient():
                 _evaluate(run, evaluate)
-        batches, mark = training_batches(samples, pace.batch, state.iteration, total, workers), time.perf_counter()
+        device, mark = next(model.parameters()).device, time.perf_counter()
+        batches = training_batches(samples, pace.batch, state.iteration, total, workers, device)
         with closing(batches), Progress(folder.name, total, state.iteration, pace.after) as progress:
             while state.iteration < total:
-                with together():
-                    images, targets = next(batches)
-                losses, stop = run.step(images, targets, bool(interruption.asked))
+                run.step(*_next_batch(run, batches, interruption))
                 state.seconds += time.perf_counter() - mark
-                progress.update(state.iteration, _told(losses, pace.batch * state.iteration / state.seconds))
+                progress.update(state.iteration, _told(run))
                 if pace.due(state.iteration, pace.log_every):
                     _write_log(run)
-                if stop or pace.saves(state.iteration):
+                if pace.saves(state.iteration):
                     _save(run)
-                with together():
-                    if stop:
-                        raise Interrupted(f"stopped after iteration {state.iteration} of {total}; go on with --resume")
                 if evaluate and pace.due(state.iteration, pace.evaluate_every):
                     with interruption.impatient():
                         _evaluate(run, evaluate)
