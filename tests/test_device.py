@@ -4,9 +4,11 @@ nothing mixes host and device, all numbers are the CPU's, and the host hardly ev
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -236,15 +238,21 @@ class Went:
     table: str  # of all waits
 
 
+def groups_by_pytorch() -> AbstractContextManager[Any]:
+    """PyTorch's GN on the device as well, for equal bits: our kernels add up in another order."""
+    return patch("rethink_imagenet.fused_norm.for_kernels", lambda x: False)
+
+
 def trained(
-    config: DetectorConfig, data: Dataset, folder: Path, name: str, steps: int = 4, about: Any = None, **pace: Any
-) -> Went:
+    config: DetectorConfig, data: Dataset, folder: Path, name: str, steps: int = 4, about: Any = None,
+    fused: bool = False, **pace: Any,
+) -> Went:  # fmt: skip
     """Train for some iterations of two images on a device, from the folder's newest checkpoint if there is one."""
     torch.manual_seed(0)
     model = build(config)
     schedule = Schedule(steps, (), rate=0.02, warmup=2)
     fields = {"batch": 2, "log_every": 100, "evaluate_every": 100, "save_every": 100, "conventions": config.conventions}
-    with Device() as device:
+    with Device() as device, nullcontext() if fused else groups_by_pytorch():
         source = TrainingSamples(data, 0, (96, 96), 160, batch=2, keypoints=config.keypoints > 0)
         samples = Watched(source, device)
         log = train(model.to(name), samples, Pace(schedule, **fields | pace), folder, about=about or {}, workers=0)
@@ -300,6 +308,18 @@ def test_training(what: str, scenes: tuple[Dataset, Dataset], tmp_path: Path) ->
     assert here.launches == 0 and there.waits <= (20 if config.cascade else 12)
 
 
+@pytest.mark.parametrize(("what", "near"), [("mask", (1e-6, 1e-5)), ("mask, bf16", (1e-3, 1e-2))])
+def test_training_with_fused_norm(
+    what: str, near: tuple[float, float], scenes: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    """GN by our kernels: the losses of two iterations agree as far as sums in another order do."""
+    pace: dict[str, Any] = {"steps": 2, "log_every": 1, "fused": True}
+    here, there = (trained(CONFIGS[what], scenes[0], tmp_path / name, name, **pace) for name in ("cpu", "cuda"))
+    print(f"{what}: {there.waits} waits and {there.launches} launches in an iteration\n{there.table}")
+    for one, two, within in zip(here.losses, there.losses, near, strict=True):
+        assert one == pytest.approx(two, rel=within, abs=0)
+
+
 def test_accumulation_and_resumption(scenes: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     """One image at a time, stopped in the middle, goes on with the bits of the CPU's straight run."""
     here = trained(DEMO, scenes[0], tmp_path / "cpu", "cpu", at_once=1, log_every=1)
@@ -345,7 +365,7 @@ def looked_at(
     for name in ("cpu", "cuda"):
         torch.manual_seed(0)
         model = build(config).eval()
-        with Device() as device:
+        with Device() as device, groups_by_pytorch():
             model.to(name)
             device.reset()
             given.append(look(model, lambda x: x.to(name, non_blocking=True)))  # noqa: B023
