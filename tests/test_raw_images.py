@@ -12,7 +12,13 @@ from rethink_imagenet.augmented_testing import WholeSamples
 from rethink_imagenet.data import Dataset, read_splits
 from rethink_imagenet.pretraining import ClassificationSamples
 from rethink_imagenet.scenes import write_crops, write_scenes
-from rethink_imagenet.transforms import EvaluationSamples, RawImage, TrainingSamples, evaluation_batches, training_batches
+from rethink_imagenet.transforms import (
+    EvaluationSamples,
+    RawImage,
+    TrainingSamples,
+    evaluation_batches,
+    training_batches,
+)
 from tests.device_double import Device
 
 
