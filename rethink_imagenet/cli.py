@@ -47,7 +47,7 @@ from rethink_imagenet.data import (
     summary,
 )
 from .detectors import DEMO, SMALL, Detector, build, has_bfloat16
-from .distributed import LostProcess, all_gpus, device_of, joined, speaks
+from .distributed import LostProcess, all_gpus, device_of, joined, speaks, workers_for
 from .evaluation import FIELDS, evaluate, evaluate_coco, evaluate_voc, predict, write_submission
 from rethink_imagenet.figures import (
     caution_of,
@@ -90,7 +90,7 @@ from rethink_imagenet.recipes import (
 )
 from .report import text_table, write_report
 from .scenes import SCENE_SHAPES, write_crops, write_scenes
-from .training import Interrupted, Interruption
+from .training import Interrupted, Interruption, compute_deterministically
 from .transforms import EvaluationSamples
 from .tuning import read_grid, tune
 
@@ -305,20 +305,22 @@ def plan_of(
 
 def execution_of(
     device: str,  # as `device_of` gives it
-    workers: int,  # processes that decode
+    workers: int,  # processes that decode; -1 for as many as suit the device
     at_once: int = 0,  # images that a process looks at together
     save_every: int = 0,  # iterations
     on_nan: str = "stop",  # or "skip"
     tensorboard: bool = False,  # write for TensorBoard as well
     accept: str = "",  # names with commas between
+    graphs: bool = False,  # play back what a GPU does with the most frequent sizes
 ) -> Execution:
     "How a run is carried out. Raises InputError for what nothing can be done with"
+    workers = workers_for(device) if workers == -1 else workers
     if not (0 <= workers <= 512 and at_once >= 0 and save_every >= 0):
         raise InputError(f"--workers {workers}, --at-once {at_once}, --save-every {save_every}: one is out of range")
     if on_nan not in ("stop", "skip"):
         raise nearest(on_nan, ["stop", "skip"], "way with a bad loss")
     names = tuple(name.strip() for name in accept.split(",") if name.strip())
-    return Execution(device, workers, at_once, save_every, on_nan, tensorboard, names)
+    return Execution(device, workers, at_once, save_every, on_nan, tensorboard, graphs, names)
 
 
 def precision_of(
@@ -335,9 +337,11 @@ def precision_of(
     return "bf16" if kind != "mps" and has_bfloat16(kind) else "fp32"
 
 # %% ../nbs/20_cli.ipynb #66281ec3
-def _target(device: str, command: str) -> str:
-    "The device to compute on; says so where other GPUs are left idle"
+def _target(device: str, command: str, deterministic: bool = False) -> str:
+    "The device to compute on, perhaps the same way each time; says so where other GPUs are left idle"
     target = device_of(device)
+    if deterministic and target.startswith("cuda"):
+        compute_deterministically()
     if told := all_gpus(target, command):
         say(told)
     return target
@@ -387,7 +391,7 @@ def _pretrained(
 # %% ../nbs/20_cli.ipynb #19c20a02
 _HOW = (
     "data", "weights", "scale", "seed", "out", "device", "precision", "workers", "at_once", "save_every", "on_nan",
-    "tensorboard", "timeout", "strict", "dry_run", "resume", "accept", "overwrite",
+    "tensorboard", "graphs", "deterministic", "timeout", "strict", "dry_run", "resume", "accept", "overwrite",
 )  # fmt: skip
 
 
@@ -507,11 +511,13 @@ def rethink_compare(
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     precision: str = "auto",  # auto, fp32 or bf16; auto is bf16 for --model paper where the hardware has it
-    workers: int = 1,  # processes that decode and augment
+    workers: int = -1,  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
     at_once: int = 0,  # images that a process looks at together; by default all of its share of the batch
     save_every: int = 0,  # iterations between checkpoints; by default a quarter of the longest schedule, at most 2500
     on_nan: str = "stop",  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False,  # write the logs for TensorBoard as well
+    graphs: bool = False,  # on a GPU, play back the backbone's work on the most frequent sizes: faster for few images
+    deterministic: bool = False,  # on a GPU, the same bits each time, where PyTorch can; slower
     timeout: float = 30.0,  # minutes that several processes wait for each other
     strict: bool = False,  # refuse data with boxes without area or images without objects
     resume: bool = False,  # go on with an unfinished comparison in --out, or begin where there is none
@@ -541,8 +547,8 @@ def rethink_compare(
         with together():
             group_named(figure)
             _only_how(rethink_compare, given, ("figure", "crops", "side", "epochs", "margin"))
-            target = _target(device, "rethink_compare")
-            execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
+            target = _target(device, "rethink_compare", deterministic)
+            execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept, graphs)
         _compare_figure(
             figure, scale, data, Path(out), weights, (crops, side, epochs), margin, seed, precision, strict,
             execution, resume, overwrite,
@@ -553,8 +559,8 @@ def rethink_compare(
     with together():
         _check_comparison(weights, crops, epochs, margin)
         values = read_grid(grid) if grid else {}
-        target = _target(device, "rethink_compare")
-        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
+        target = _target(device, "rethink_compare", deterministic)
+        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept, graphs)
         sets = _read(data, train, val, images, subset, seed, strict)
         classes, masks = (
             (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
@@ -599,7 +605,7 @@ def rethink_tune(
     subset: int = 0,  # train on so many images only; smaller subsets lie within larger ones
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
-    workers: int = 1,  # processes that decode and augment
+    workers: int = -1,  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
     resume: bool = False,  # go on with an unfinished search in --out, or begin where there is none
     overwrite: bool = False,  # begin anew in --out
 ) -> None:
@@ -642,11 +648,13 @@ def rethink_train(
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     precision: str = "auto",  # auto, fp32 or bf16; auto is bf16 for --model paper where the hardware has it
-    workers: int = 1,  # processes that decode and augment
+    workers: int = -1,  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
     at_once: int = 0,  # images that a process looks at together; by default all of its share of the batch
     save_every: int = 0,  # iterations between checkpoints; by default a quarter of the longest schedule, at most 2500
     on_nan: str = "stop",  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False,  # write the logs for TensorBoard as well
+    graphs: bool = False,  # on a GPU, play back the backbone's work on the most frequent sizes: faster for few images
+    deterministic: bool = False,  # on a GPU, the same bits each time, where PyTorch can; slower
     timeout: float = 30.0,  # minutes that several processes wait for each other
     strict: bool = False,  # refuse data with boxes without area or images without objects
     dry_run: bool = False,  # say what would be trained and what it would cost; a step is measured
@@ -670,8 +678,8 @@ def rethink_train(
     given = dict(locals())
     folder, size = Path(out), model or ("paper" if data or train else "demo")
     with together():
-        target = _target(device, "rethink_train")
-        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept)
+        target = _target(device, "rethink_train", deterministic)
+        execution = execution_of(target, workers, at_once, save_every, on_nan, tensorboard, accept, graphs)
         bits = precision_of(precision, execution.device, "paper" if recipe and scale == 1 else size)
         sets: tuple[Dataset, Dataset] | None
         if recipe:
@@ -728,7 +736,7 @@ def rethink_pretrain(
     side: int = 48,  # of the square images in pixels
     seed: int = 0,  # of everything random
     device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
-    workers: int = 1,  # processes that decode and augment
+    workers: int = -1,  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
     timeout: float = 30.0,  # minutes that several processes wait for each other
     resume: bool = False,  # go on with an unfinished run in --out, or begin where there is none
     accept: str = "",  # settings that may have changed since then, such as code,processes
@@ -743,7 +751,7 @@ def rethink_pretrain(
     """
     folder, target = Path(out), _target(device, "rethink_pretrain")
     with together():
-        accepted = execution_of(target, workers, accept=accept).accept
+        execution = execution_of(target, workers, accept=accept)
         if min(batch, side) < 1 or seed < 0 or not 0 < epochs < 1e6:
             raise InputError(f"--batch {batch}, --side {side}, --seed {seed}, --epochs {epochs}: one is out of range")
         Classifier(2, backbone, norm)
@@ -752,12 +760,11 @@ def rethink_pretrain(
         config = {"data": data, "backbone": backbone, "norm": norm, "epochs": epochs, "batch": batch, "rate": rate}
         source = Path(data) if data else folder / "crops"
         if is_first():
-            prepare_folder(folder, config | {"side": side, "seed": seed}, resume, overwrite, [data], accepted)
+            prepare_folder(folder, config | {"side": side, "seed": seed}, resume, overwrite, [data], execution.accept)
             if not source.exists():
                 write_crops(source)
-    weights = pretrain(
-        source, folder / "run", backbone, norm, epochs, batch, rate, side, seed, target, workers, accepted
-    )
+    weights = pretrain(source, folder / "run", backbone, norm, epochs, batch, rate, side, seed, target,
+                       execution.workers, execution.accept)  # fmt: skip
     if is_first():
         results = json.loads((folder / "run" / "results.json").read_text())
         print(f"accuracy {results['top1']:.1f} % on held back images, {results['seconds']:.0f} s\n{weights}")
@@ -845,7 +852,7 @@ def rethink_eval(
     submission: str = "",  # name of the method: write the zips that COCO's evaluation server takes
     out: str = "runs/eval",  # new folder for what a model detects
     device: str = "auto",  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
-    workers: int = 1,  # processes that decode
+    workers: int = -1,  # processes that decode; by default 1, for a GPU as many as the cores allow
     timeout: float = 30.0,  # minutes that several processes wait for each other
 ) -> None:
     """Evaluate detections with COCO's metrics, in percent: those in a file, or those of a model.
@@ -864,6 +871,7 @@ def rethink_eval(
         return
     folder, target = Path(out), _target(device, "rethink_eval")
     with together():
+        workers = execution_of(target, workers).workers
         dataset = _to_predict_on(data, val, images)
     the_same_everywhere("data set", fingerprint(dataset))
     detector, config = _loaded(model)

@@ -30,6 +30,7 @@ from rethink_imagenet.checkpoints import (
 from .data import Dataset, InputError, fingerprint, select
 from .detectors import Detector, build, check_from_scratch
 from .evaluation import evaluate, predict
+from .graphs import Graphs
 from .plans import Execution, Plan, samples_seen, switch_over
 from .pretraining import load_weights
 from rethink_imagenet.processes import (
@@ -195,6 +196,8 @@ def _trained(
     "The detector at the end of a run, and the log of the run"
     model, (train_set, val_set) = _initialized(plan, weights).to(execution.device), sets
     keypoints = plan.detector.keypoints > 0
+    if execution.graphs and execution.device.startswith("cuda"):
+        model.graphs = Graphs(model.backbone)
     samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
     evaluate_now = _evaluator(plan, val_set, folder, execution.workers)
     return model, train(model, samples, pace, folder, evaluate_now, about, execution.workers, execution.accept)

@@ -19,6 +19,7 @@ from .boxes import generator_of, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .data import InputError
+from .graphs import Graphs
 from rethink_imagenet.heads import (
     PASTING,
     BoxHead,
@@ -123,6 +124,7 @@ class Detector(nn.Module):
         self.box_head = CascadeHead(box_head) if c.cascade else box_head()
         self.mask_head = MaskHead(c.num_classes, width, c.channels, norm, rules) if c.masks else None
         self.keypoint_head = KeypointHead(c.keypoints, width, c.keypoint_channels, norm, rules) if c.keypoints else None
+        self.graphs: Graphs | None = None  # of the backbone, where it is to be played back from them
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -156,7 +158,8 @@ class Detector(nn.Module):
     ) -> tuple[list[Tensor], list[tuple[int, int]]]:  # P2, ..., P6, or one map; height and width of each image
         "The pyramid of a batch"
         rules, sizes = self.config.conventions, [(image.shape[1], image.shape[2]) for image in images]
-        return self.backbone(batch_images(images, rules.pixel_mean, rules.pixel_std, canvas=canvas)), sizes
+        batch = batch_images(images, rules.pixel_mean, rules.pixel_std, canvas=canvas)
+        return (self.graphs or self.backbone)(batch), sizes
 
     def regions(
         self,

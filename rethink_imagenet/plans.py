@@ -47,6 +47,7 @@ class Execution:
     save_every: int = 0  # iterations between checkpoints; 0 for the plan's
     on_nan: str = "stop"  # at a loss that is not finite: "stop", or "skip" the iteration and count it
     tensorboard: bool = False  # whether logs are written for TensorBoard as well
+    graphs: bool = False  # whether a GPU plays back what the backbone does with the most frequent sizes
     accept: tuple[str, ...] = ()  # settings that may have changed since a run was interrupted
     keep: tuple[int, ...] = ()  # after these iterations a checkpoint is kept, for other runs to begin from
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parameter_groups', 'optimizer_of', 'set_rate', 'number_of_parts', 'backward', 'read_log', 'figures_of', 'RunLog',
            'Progress', 'Interrupted', 'Interruption', 'Pace', 'seed_everything', 'Diverged', 'RunState', 'Run', 'train',
-           'checkpoint_at', 'copy_log', 'branch_off']
+           'compute_deterministically', 'checkpoint_at', 'copy_log', 'branch_off']
 
 # %% ../nbs/12_training.ipynb #08edae91
 import json
@@ -604,6 +604,13 @@ def train(
                 mark = time.perf_counter()
         interruption.end()
         return run.log.lines
+
+# %% ../nbs/12_training.ipynb #c0582bb6
+def compute_deterministically() -> None:
+    "Let a GPU give the same bits each time, from now on; PyTorch raises RuntimeError where it knows no such way"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 # %% ../nbs/12_training.ipynb #49f3cd88
 def checkpoint_at(
