@@ -29,7 +29,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["rethink_imagenet", "rethink_imagenet.*"]),
-    package_data={"rethink_imagenet": ["py.typed"]},
+    package_data={"rethink_imagenet": ["py.typed", "__init__.pyi"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: requirements.split() for name, requirements in extras.items()},

@@ -27,15 +27,15 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from rethink_imagenet.conventions import DETECTRON2
-from rethink_imagenet.conversion import to_detectron2, to_torchvision, torchvision_model
-from rethink_imagenet.data import Polygons, read_splits
-from rethink_imagenet.detectors import Detector, DetectorConfig
-from rethink_imagenet.evaluation import evaluate_coco
-from rethink_imagenet.heads import bitmaps_of
-from rethink_imagenet.pooling import roi_align_pyramid
-from rethink_imagenet.training import optimizer_of, set_rate
-from rethink_imagenet.transforms import DETECTRON_STD, TrainingSamples, training_batches
+from rethink_imagenet.data.datasets import Polygons, read_splits
+from rethink_imagenet.data.transforms import DETECTRON_STD, TrainingSamples, training_batches
+from rethink_imagenet.detection.box_head import bitmaps_of
+from rethink_imagenet.detection.conventions import DETECTRON2
+from rethink_imagenet.detection.detectors import Detector, DetectorConfig
+from rethink_imagenet.detection.pooling import roi_align_pyramid
+from rethink_imagenet.evaluation.average_precision import evaluate_coco
+from rethink_imagenet.tools.conversion import to_detectron2, to_torchvision, torchvision_model
+from rethink_imagenet.training.loop import optimizer_of, set_rate
 
 ROOT = Path(__file__).parent.parent
 Sample = tuple[list[Tensor], list[dict[str, Any]]]

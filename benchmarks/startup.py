@@ -22,12 +22,12 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
         now = time.perf_counter(), time.process_time()
         seconds[step], start = (now[0] - start[0], now[1] - start[1]), now
 
-    from rethink_imagenet.checkpoints import code_digest
-    from rethink_imagenet.data import read_coco
-    from rethink_imagenet.detectors import build, check_from_scratch
-    from rethink_imagenet.plans import Execution
-    from rethink_imagenet.recipes import pixels_as, plan_for, recipe_named
-    from rethink_imagenet.training import optimizer_of, seed_everything
+    from rethink_imagenet.data.datasets import read_coco
+    from rethink_imagenet.detection.detectors import build, check_from_scratch
+    from rethink_imagenet.study.plans import Execution
+    from rethink_imagenet.study.recipes import pixels_as, plan_for, recipe_named
+    from rethink_imagenet.training.checkpoints import code_digest
+    from rethink_imagenet.training.loop import optimizer_of, seed_everything
 
     lap("import")
     train_set = read_coco(folder / "annotations" / "instances_train.json")
@@ -50,7 +50,7 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
 
 def main(names: list[str]) -> None:
     """Measure each in a process of its own, and print."""
-    from rethink_imagenet.scenes import write_scenes
+    from rethink_imagenet.data.scenes import write_scenes
 
     with tempfile.TemporaryDirectory() as folder:
         scenes = write_scenes(Path(folder) / "scenes", train=8, val=2)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rethink_imagenet.data import read_coco, read_splits, trainable
-from rethink_imagenet.transforms import TrainingSamples, read_sample, resize
+from rethink_imagenet.data.datasets import read_coco, read_splits, trainable
+from rethink_imagenet.data.transforms import TrainingSamples, read_sample, resize
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
-from rethink_imagenet.kernels import interpreted  # noqa: E402
+from rethink_imagenet.networks.kernels import interpreted  # noqa: E402
 
 AMPERE, HOPPER = 80, 90
 POINTERS = {

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from rethink_imagenet.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.scenes import write_scenes
-from rethink_imagenet.training import read_log
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
+from rethink_imagenet.training.loop import read_log
 
 COMMAND = Path(sys.executable).parent / "rethink_train"
 

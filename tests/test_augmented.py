@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rethink_imagenet.augmented_testing import (
+from rethink_imagenet.data.datasets import Dataset, nested_subset, read_coco, read_splits
+from rethink_imagenet.data.scenes import KEYPOINTS, write_scenes
+from rethink_imagenet.data.transforms import EvaluationSamples
+from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
+from rethink_imagenet.detection.keypoint_head import read_keypoints
+from rethink_imagenet.evaluation.augmented_testing import (
     DETECTRON_PASSES,
     AugmentedDetector,
     Pass,
@@ -19,12 +24,7 @@ from rethink_imagenet.augmented_testing import (
     merge_boxes,
     passes_for,
 )
-from rethink_imagenet.data import Dataset, nested_subset, read_coco, read_splits
-from rethink_imagenet.detectors import DEMO, VGG16, Detector, DetectorConfig, build
-from rethink_imagenet.evaluation import predict
-from rethink_imagenet.keypoints import read_keypoints
-from rethink_imagenet.scenes import KEYPOINTS, write_scenes
-from rethink_imagenet.transforms import EvaluationSamples
+from rethink_imagenet.evaluation.average_precision import predict
 
 SYSTEMS: dict[str, DetectorConfig] = {
     "masks": DEMO,

@@ -15,15 +15,17 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rethink_imagenet import cli, training
-from rethink_imagenet.backbones import Body
-from rethink_imagenet.checkpoints import checkpoints_of, iteration_of
-from rethink_imagenet.comparison import run_schedule
-from rethink_imagenet.data import InputError, read_coco, read_splits
-from rethink_imagenet.detectors import DEMO, build
-from rethink_imagenet.evaluation import evaluate
-from rethink_imagenet.plans import Execution, Plan
-from rethink_imagenet.scenes import write_scenes
+from rethink_imagenet.data.datasets import read_coco, read_splits
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.detection.detectors import DEMO, build
+from rethink_imagenet.errors import InputError
+from rethink_imagenet.evaluation.average_precision import evaluate
+from rethink_imagenet.networks.backbones import Body
+from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.tools import cli
+from rethink_imagenet.training import loop as training
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Change = Callable[[dict[str, Any]], object]

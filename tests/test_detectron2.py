@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rethink_imagenet.cascade import CascadeHead
-from rethink_imagenet.conversion import PUBLISHED, from_detectron2, to_detectron2
-from rethink_imagenet.detectors import Detector
+from rethink_imagenet.detection.cascade import CascadeHead
+from rethink_imagenet.detection.detectors import Detector
+from rethink_imagenet.tools.conversion import PUBLISHED, from_detectron2, to_detectron2
 
 pytestmark = pytest.mark.slow
 

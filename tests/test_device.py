@@ -16,17 +16,17 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from rethink_imagenet.augmented_testing import AugmentedDetector, WholeSamples, passes_at
-from rethink_imagenet.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.conventions import DETECTRON2, TORCHVISION
-from rethink_imagenet.data import Dataset, read_splits
-from rethink_imagenet.detectors import DEMO, VGG16, Detector, DetectorConfig, build
-from rethink_imagenet.evaluation import predict
-from rethink_imagenet.plans import Plan, switch_over
-from rethink_imagenet.scenes import write_scenes
-from rethink_imagenet.schedules import Schedule
-from rethink_imagenet.training import Pace, Run, train
-from rethink_imagenet.transforms import EvaluationSamples, TrainingSamples, read_sample, resize
+from rethink_imagenet.data.datasets import Dataset, read_splits
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.data.transforms import EvaluationSamples, TrainingSamples, read_sample, resize
+from rethink_imagenet.detection.conventions import DETECTRON2, TORCHVISION
+from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
+from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
+from rethink_imagenet.evaluation.average_precision import predict
+from rethink_imagenet.study.plans import Plan, switch_over
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
+from rethink_imagenet.training.loop import Pace, Run, train
+from rethink_imagenet.training.schedules import Schedule
 from tests.device_double import Device, OnDevice
 
 
@@ -240,7 +240,7 @@ class Went:
 
 def groups_by_pytorch() -> AbstractContextManager[Any]:
     """PyTorch's GN on the device as well, for equal bits: our kernels add up in another order."""
-    return patch("rethink_imagenet.fused_norm.for_kernels", lambda x: False)
+    return patch("rethink_imagenet.networks.fused_norm.for_kernels", lambda x: False)
 
 
 def trained(

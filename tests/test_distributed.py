@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rethink_imagenet.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.comparison import _evaluator
-from rethink_imagenet.data import read_splits
-from rethink_imagenet.detectors import DEMO, build
-from rethink_imagenet.plans import Plan
-from rethink_imagenet.scenes import write_scenes
+from rethink_imagenet.data.datasets import read_splits
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.detection.detectors import DEMO, build
+from rethink_imagenet.study.plans import Plan
+from rethink_imagenet.study.studies import _evaluator
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
 
 from .soak import COMMAND, differences
 
@@ -35,12 +35,13 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from rethink_imagenet.data import read_coco
-from rethink_imagenet.detectors import DEMO, build
-from rethink_imagenet.distributed import joined
-from rethink_imagenet.processes import is_first, rank, share, world_size
-from rethink_imagenet.training import backward, seed_everything
-from rethink_imagenet.transforms import TrainingSamples
+from rethink_imagenet.data.datasets import read_coco
+from rethink_imagenet.detection.detectors import DEMO, build
+from rethink_imagenet.training.distributed import joined
+from rethink_imagenet.data.transforms import share
+from rethink_imagenet.training.processes import is_first, rank, world_size
+from rethink_imagenet.training.loop import backward, seed_everything
+from rethink_imagenet.data.transforms import TrainingSamples
 
 source, norm, emptied, out = sys.argv[1:]
 torch.set_num_threads(1)
@@ -222,7 +223,7 @@ import os
 from datetime import timedelta
 from torch import distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from rethink_imagenet.processes import from_first, gather, rank, to_first, together
+from rethink_imagenet.training.processes import from_first, gather, rank, to_first, together
 
 dist.init_process_group("cpu:gloo,cuda:fake", timeout=timedelta(seconds=30))
 with together():
@@ -247,9 +248,9 @@ from types import SimpleNamespace
 from unittest.mock import patch
 import torch
 from torch import distributed as dist
-from rethink_imagenet.data import InputError
-from rethink_imagenet.distributed import device_of, joined
-from rethink_imagenet.processes import rank
+from rethink_imagenet.data.datasets import InputError
+from rethink_imagenet.training.distributed import device_of, joined
+from rethink_imagenet.training.processes import rank
 
 serials, init = sys.argv[1:], dist.init_process_group
 only = patch.multiple(
@@ -280,11 +281,11 @@ import sys, time
 from unittest.mock import patch
 import torch
 from torch import distributed as dist
-from rethink_imagenet import distributed
-from rethink_imagenet.cli import one_line_faults
-from rethink_imagenet.data import InputError
-from rethink_imagenet.distributed import joined
-from rethink_imagenet.processes import rank, together
+from rethink_imagenet.training import distributed
+from rethink_imagenet.tools.cli import one_line_faults
+from rethink_imagenet.data.datasets import InputError
+from rethink_imagenet.training.distributed import joined
+from rethink_imagenet.training.processes import rank, together
 
 leave = dist.destroy_process_group
 
@@ -418,10 +419,10 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from rethink_imagenet.distributed import joined
-from rethink_imagenet.processes import is_first
-from rethink_imagenet.schedules import Schedule
-from rethink_imagenet.training import Pace, train
+from rethink_imagenet.training.distributed import joined
+from rethink_imagenet.training.processes import is_first
+from rethink_imagenet.training.schedules import Schedule
+from rethink_imagenet.training.loop import Pace, train
 
 torch.set_num_threads(1)
 

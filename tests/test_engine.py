@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rethink_imagenet.checkpoints import checkpoints_of, claimed, iteration_of, read_checkpoint
-from rethink_imagenet.scenes import write_scenes
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.training.checkpoints import checkpoints_of, claimed, iteration_of, read_checkpoint
 
 from .soak import COMMAND, differences, soak
 
@@ -188,6 +188,6 @@ def test_dry_run_and_tensorboard(train: Callable[..., Done], tmp_path: Path) -> 
 
 def test_import_leaves_signals_alone() -> None:
     code = (
-        "import signal; before = signal.getsignal(2); import rethink_imagenet.cli; assert signal.getsignal(2) is before"
+        "import signal; was = signal.getsignal(2); import rethink_imagenet.tools.cli; assert signal.getsignal(2) is was"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0

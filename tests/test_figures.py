@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from rethink_imagenet.backbones import Body
-from rethink_imagenet.cli import rethink_compare
-from rethink_imagenet.detectors import build
-from rethink_imagenet.figures import compare_figure, parts_of, table_of
-from rethink_imagenet.plans import Execution
-from rethink_imagenet.recipes import RECIPES, group_named, miniature, read_data
-from rethink_imagenet.scenes import write_crops
-from rethink_imagenet.vgg import VGGBody
+from rethink_imagenet.data.scenes import write_crops
+from rethink_imagenet.detection.detectors import build
+from rethink_imagenet.networks.backbones import Body
+from rethink_imagenet.networks.vgg import VGGBody
+from rethink_imagenet.study.figures import compare_figure, parts_of, table_of
+from rethink_imagenet.study.plans import Execution
+from rethink_imagenet.study.recipes import RECIPES, group_named, miniature, read_data
+from rethink_imagenet.tools.cli import rethink_compare
 
 Sample = Callable[[str], Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rethink_imagenet.backbones import Body, body_names
-from rethink_imagenet.fused_norm import apply_norm
-from rethink_imagenet.kernels import interpreted
-from rethink_imagenet.normalization import group_norm
+from rethink_imagenet.networks.backbones import Body, body_names
+from rethink_imagenet.networks.fused_norm import apply_norm
+from rethink_imagenet.networks.kernels import interpreted
+from rethink_imagenet.networks.normalization import group_norm
 from tests.kernels import AMPERE, HOPPER, Launch, counted, recorded, resources
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

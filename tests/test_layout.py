@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-MODULES = sorted(path.stem for path in (ROOT / "rethink_imagenet").glob("[a-z]*.py"))
+LIBRARY = ROOT / "rethink_imagenet"
+MODULES = sorted(".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in LIBRARY.rglob("[a-z]*.py"))
 
 
 def code_of(notebook: Path) -> list[str]:
@@ -26,7 +27,7 @@ def number_of_module() -> dict[str, str]:
     numbers = {}
     for notebook in NOTEBOOKS:
         for source in code_of(notebook):
-            if found := re.search(r"#\| default_exp (\w+)", source):
+            if found := re.search(r"#\| default_exp ([\w.]+)", source):
                 numbers[found[1]] = notebook.name.split("_")[0]
     return numbers
 
@@ -54,7 +55,7 @@ def test_module_imports(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_definitions_are_short_and_told(module: str) -> None:
     """A function has at most 45 lines with its annotated arguments, and what is public says what it is."""
-    tree = ast.parse((ROOT / "rethink_imagenet" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((LIBRARY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and not node.name.startswith("rethink_"):
             assert node.end_lineno - node.lineno < 45, f"{module}.{node.name} is too long"
@@ -74,7 +75,7 @@ def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_argument_is_told(module: str) -> None:
     """Each argument has a line of its own with a comment (docments), each function but __init__ a docstring."""
-    source = (ROOT / "rethink_imagenet" / f"{module}.py").read_text(encoding="utf-8")
+    source = (LIBRARY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     lines = source.splitlines()
     for node in public_functions(ast.parse(source)):
         for argument in node.args.args + node.args.kwonlyargs:
@@ -84,11 +85,20 @@ def test_every_public_argument_is_told(module: str) -> None:
 
 
 def test_import_is_quiet() -> None:
-    code = "import rethink_imagenet.cli"
+    code = "import rethink_imagenet.tools.cli"
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_package_offers_names_and_loads_nothing_before_they_are_used() -> None:
+    code = (
+        "import sys, rethink_imagenet as ri; assert 'torch' not in sys.modules, 'torch'; "
+        "print(*(name for name in dir(ri) if getattr(ri, name) is None)); ri.Schedule(9, ()).iterations"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 def test_repository_holds_no_large_files() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from rethink_imagenet.checkpoints import checkpoints_of, read_checkpoint
-from rethink_imagenet.schedules import Schedule
-from rethink_imagenet.training import Diverged, Pace, optimizer_of, train
+from rethink_imagenet.training.checkpoints import checkpoints_of, read_checkpoint
+from rethink_imagenet.training.loop import Diverged, Pace, optimizer_of, train
+from rethink_imagenet.training.schedules import Schedule
 from tests.device_double import Device
 
 

@@ -15,14 +15,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
-from rethink_imagenet.boxes import encode
-from rethink_imagenet.conventions import DETECTRON
-from rethink_imagenet.data import read_coco
-from rethink_imagenet.detectors import DEMO, build, mask_rcnn
-from rethink_imagenet.evaluation import evaluate_coco, evaluate_voc, predict
-from rethink_imagenet.proposals import RPN, select_proposals
-from rethink_imagenet.scenes import write_scenes
-from rethink_imagenet.transforms import EvaluationSamples
+from rethink_imagenet.data.datasets import read_coco
+from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.data.transforms import EvaluationSamples
+from rethink_imagenet.detection.boxes import encode
+from rethink_imagenet.detection.conventions import DETECTRON
+from rethink_imagenet.detection.detectors import DEMO, build, mask_rcnn
+from rethink_imagenet.detection.proposals import RPN, select_proposals
+from rethink_imagenet.evaluation.average_precision import evaluate_coco, evaluate_voc, predict
 
 
 def test_proposals_are_torchvisions() -> None:

@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from rethink_imagenet.augmented_testing import AugmentedDetector, Pass, WholeSamples
-from rethink_imagenet.comparison import run_schedule
-from rethink_imagenet.data import InputError, load_image, read_coco, read_image_files, read_image_info
-from rethink_imagenet.detectors import DEMO, build
-from rethink_imagenet.evaluation import evaluate_coco, predict, write_submission
-from rethink_imagenet.pictures import bitmap, draw_detections, write_pictures
-from rethink_imagenet.plans import Execution, Plan
-from rethink_imagenet.scenes import KEYPOINTS, SKELETON, coco_categories, write_scenes
-from rethink_imagenet.transforms import EvaluationSamples
+from rethink_imagenet.data.datasets import load_image, read_coco, read_image_files, read_image_info
+from rethink_imagenet.data.scenes import KEYPOINTS, SKELETON, coco_categories, write_scenes
+from rethink_imagenet.data.transforms import EvaluationSamples
+from rethink_imagenet.detection.detectors import DEMO, build
+from rethink_imagenet.errors import InputError
+from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, Pass, WholeSamples
+from rethink_imagenet.evaluation.average_precision import evaluate_coco, predict, write_submission
+from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.tools.pictures import bitmap, draw_detections, write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rethink_imagenet.data import count, load_image, nested_subset, read_coco, read_splits, select, trainable
-from rethink_imagenet.detectors import mask_rcnn
-from rethink_imagenet.evaluation import evaluate
-from rethink_imagenet.transforms import TrainingSamples, read_sample
+from rethink_imagenet.data.datasets import count, load_image, nested_subset, read_coco, read_splits, select, trainable
+from rethink_imagenet.data.transforms import TrainingSamples, read_sample
+from rethink_imagenet.detection.detectors import mask_rcnn
+from rethink_imagenet.evaluation.average_precision import evaluate
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Sample = Callable[[str], Path]

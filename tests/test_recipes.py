@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rethink_imagenet.cli import rethink_recipes
-from rethink_imagenet.data import InputError, load_image, read_coco, read_voc
-from rethink_imagenet.detectors import build
-from rethink_imagenet.recipes import RECIPES, files_of, miniature, plan_for, read_data, training_subset, union_of
-from rethink_imagenet.report import table_rows
+from rethink_imagenet.data.datasets import load_image, read_coco, read_voc
+from rethink_imagenet.detection.detectors import build
+from rethink_imagenet.errors import InputError
+from rethink_imagenet.study.recipes import RECIPES, files_of, miniature, plan_for, read_data, training_subset, union_of
+from rethink_imagenet.study.report import table_rows
+from rethink_imagenet.tools.cli import rethink_recipes
 
 Sample = Callable[[str], Path]
 

@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rethink_imagenet import evaluation
-from rethink_imagenet.data import InputError
-from rethink_imagenet.evaluation import KINDS, evaluate_coco, evaluate_voc, keypoint_sigmas
-from rethink_imagenet.resampling import (
+from rethink_imagenet.errors import InputError
+from rethink_imagenet.evaluation import average_precision as evaluation
+from rethink_imagenet.evaluation.average_precision import KINDS, evaluate_coco, evaluate_voc, keypoint_sigmas
+from rethink_imagenet.evaluation.resampling import (
     FIGURES,
     Ranking,
     Records,

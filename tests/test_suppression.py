@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from rethink_imagenet import suppression
-from rethink_imagenet.kernels import interpreted
-from rethink_imagenet.suppression import best_first, suppress
+from rethink_imagenet.detection import suppression
+from rethink_imagenet.detection.suppression import best_first, suppress
+from rethink_imagenet.networks.kernels import interpreted
 from tests.kernels import AMPERE, HOPPER, Launch, compiled, recorded, resources, triton
 
 Problem = tuple[Tensor, Tensor, Tensor, float, int]  # boxes, scores, groups, overlap, number of groups

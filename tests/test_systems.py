@@ -33,14 +33,14 @@ from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
 from torchvision.ops import box_iou
 
-from rethink_imagenet import pretraining
-from rethink_imagenet.backbones import Body
-from rethink_imagenet.boxes import generator_of, split_crowds
-from rethink_imagenet.cascade import CascadeHead, moved, switch_to_cascade
-from rethink_imagenet.comparison import compare
-from rethink_imagenet.conventions import DETECTRON
-from rethink_imagenet.data import Dataset, InputError, read_coco, read_splits, trainable
-from rethink_imagenet.detectors import (
+from rethink_imagenet.data.datasets import Dataset, read_coco, read_splits, trainable
+from rethink_imagenet.data.scenes import write_crops, write_scenes
+from rethink_imagenet.data.transforms import read_sample, resize, resized_size
+from rethink_imagenet.detection.box_head import Cut, Samples, as_rois, sample_proposals
+from rethink_imagenet.detection.boxes import generator_of, split_crowds
+from rethink_imagenet.detection.cascade import CascadeHead, moved, switch_to_cascade
+from rethink_imagenet.detection.conventions import DETECTRON
+from rethink_imagenet.detection.detectors import (
     SMALL,
     VGG16,
     Detector,
@@ -49,12 +49,13 @@ from rethink_imagenet.detectors import (
     check_from_scratch,
     vgg16_faster_rcnn,
 )
-from rethink_imagenet.heads import Cut, Samples, as_rois, sample_proposals
-from rethink_imagenet.plans import Execution, Plan
-from rethink_imagenet.pretraining import load_weights, pixel_statistics
-from rethink_imagenet.scenes import write_crops, write_scenes
-from rethink_imagenet.transforms import read_sample, resize, resized_size
-from rethink_imagenet.weights import read_weights
+from rethink_imagenet.errors import InputError
+from rethink_imagenet.networks.backbones import Body
+from rethink_imagenet.study import pretraining
+from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
+from rethink_imagenet.study.studies import compare
+from rethink_imagenet.study.weights import read_weights
 
 Sample = Callable[[str], Path]
 Target = dict[str, Any]
