@@ -62,7 +62,7 @@ def test_evaluation(scenes: Dataset) -> None:
 
 def test_pre_training(tmp_path: Path) -> None:
     """Crops are cut by the worker, and are bytes until they are sent."""
-    samples = ClassificationSamples(write_crops(tmp_path / "crops", number=10), 32)
+    samples = ClassificationSamples(write_crops(tmp_path / "crops", number=36), 32)
     assert_same(*(training_batches(samples, 4, 0, 3, 0, device) for device in ("cpu", "mps")), some=12)
 
 
