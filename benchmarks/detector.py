@@ -125,7 +125,7 @@ def stepper(model: nn.Module, batch: Sample, precision: str) -> Callable[[], Non
     model.train()
 
     def step() -> None:
-        with nullcontext() if own else torch.autocast("cpu", torch.bfloat16):
+        with nullcontext() if own else torch.autocast(images[0].device.type, torch.bfloat16):
             losses = model(images, targets)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
