@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation import average_precision as evaluation
-from rethink_imagenet.evaluation.average_precision import KINDS, evaluate_coco, evaluate_voc, keypoint_sigmas
+from rethink_imagenet.evaluation.average_precision import FIELDS, KINDS, evaluate_coco, evaluate_voc, keypoint_sigmas
 from rethink_imagenet.evaluation.resampling import (
     FIGURES,
     Ranking,
@@ -85,12 +85,14 @@ def made_up(seed: int, images: int = 8, classes: int = 3, points: int = 17) -> d
 
 
 def by_hand(content: dict[str, Any], found: Detections, kind: str) -> list[float | None]:
-    """What pycocotools' own sequence of calls gives, in percent."""
+    """What pycocotools' own sequence of calls gives for one kind alone, as Detectron writes results, in percent."""
+    fields = ("image_id", "category_id", "score", FIELDS[kind])
+    found = [{key: copy.deepcopy(detection[key]) for key in fields} for detection in found]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(content)
         truth.createIndex()
-        judged = COCOeval(truth, truth.loadRes(copy.deepcopy(found)), KINDS[kind])
+        judged = COCOeval(truth, truth.loadRes(found), KINDS[kind])
         points = len(content["categories"][0].get("keypoints", ()))
         if kind == "keypoint" and points != 17:
             judged.params.kpt_oks_sigmas = np.full(points, COCOeval(iouType="keypoints").params.kpt_oks_sigmas.mean())

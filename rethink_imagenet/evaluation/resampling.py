@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.datasets import read_json
 from ..errors import InputError
-from .average_precision import match_coco, match_voc
+from .average_precision import ELEVEN_RECALLS, match_coco, match_voc
 
 # %% ../../nbs/52_resampling.ipynb #1f0f9f73
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def voc_records(
         marks = np.where(found.right, 1, np.where(found.wrong, 0, -1)).astype(np.int8)[None]
         columns = np.array(images, np.int64), np.array(found.scores, float), marks, np.array(objects, np.int64)
         rankings.append(Ranking(*columns))
-    recalls = np.linspace(0, 1, 11) - 1e-12 if eleven_points else np.zeros(0)
+    recalls = ELEVEN_RECALLS if eleven_points else np.zeros(0)
     return Records("voc", tuple(image_ids), recalls, {"all": tuple(rankings)})
 
 # %% ../../nbs/52_resampling.ipynb #9b7a8dba
