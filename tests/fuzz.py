@@ -52,8 +52,9 @@ MEMORY = 3 << 30  # bytes that a process may ask for beyond what it has after it
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 255, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30,
     0.0, -0.0, 0.5, -1.5, 1e-320, 1e30, 1e300, math.nan, math.inf, -math.inf, "", "0", "1", "-1", "a", "\x00",
-    "ä\u0301",     "\x1b[31m", "../x.jpg", "/etc/passwd", "x" * 5000, "NaN", [], {}, [[]], [None], [0], [0, 0, 0, 0], [[0.0] * 6],
-    [1, 2, 3, 4, 5, 6, 7, 8], {"size": [64, 64], "counts": "PPYo0"}, {"size": [64, 64], "counts": [4096]},
+    "ä\u0301", "\x1b[31m", "../x.jpg", "/etc/passwd", "x" * 5000, "NaN", [], {}, [[]], [None], [0], [0, 0, 0, 0],
+    [[0.0] * 6], [1, 2, 3, 4, 5, 6, 7, 8], {"size": [64, 64], "counts": "PPYo0"},
+    {"size": [64, 64], "counts": [4096]},
     {"size": [2**31, 2], "counts": [2**32]}, {"counts": []}, {"size": None, "counts": None}, "é" * 3, "P" * 4000,
 )  # fmt: skip
 

@@ -131,6 +131,7 @@ class Instance:
     category: str  # one of `SCENE_SHAPES`
     polygon: np.ndarray  # [V, 2] x, y in pixels; unused for crowds
     visible: np.ndarray  # [H, W] bool
+    covered: np.ndarray  # [H, W] bool, where something was drawn later
     drawn: int  # pixels that were visible before anything lay on top
     crowd: bool = False
     keypoints: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # [K, 2] x, y in pixels
@@ -159,6 +160,7 @@ def draw_object(
         category,
         polygon,
         visible,
+        np.zeros_like(visible),
         int(visible.sum()),
         keypoints=place(parts, centre, radius, angle).clip(0, side - 1),
     )
@@ -176,7 +178,7 @@ def draw_crowd(
     for offset in rng.uniform(-spread, spread, (8, 2)):
         polygon = place(SCENE_SHAPES[category], middle + offset, 0.05 * side, rng.uniform(-np.pi / 6, np.pi / 6))
         region |= rasterize(polygon, side, side)
-    return Instance(category, np.zeros((0, 2)), region, int(region.sum()), crowd=True)
+    return Instance(category, np.zeros((0, 2)), region, np.zeros_like(region), int(region.sum()), crowd=True)
 
 # %% ../../nbs/10_scenes.ipynb #1991e5ab
 def draw_scene(
@@ -197,6 +199,7 @@ def draw_scene(
             continue
         for old, rest in zip(instances, covered, strict=True):
             old.visible = rest
+            old.covered |= new.visible
         instances.append(new)
         picture = np.where(new.visible[..., None], texture(rng, side, contrast=0.2), picture)
     noisy = picture + rng.normal(0, 6, picture.shape)
@@ -227,7 +230,7 @@ def _keypoint_triplets(instance: Instance) -> dict[str, Any]:
     if not len(instance.keypoints):
         return {}
     columns, rows = instance.keypoints.astype(int).T
-    seen = np.where(instance.visible[rows, columns], 2, 1)
+    seen = np.where(instance.covered[rows, columns], 1, 2)
     triplets = np.column_stack([instance.keypoints.round(2), seen])
     return {"keypoints": triplets.ravel().tolist(), "num_keypoints": len(triplets)}
 
