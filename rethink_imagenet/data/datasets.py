@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from .run_lengths import are_sound
 from ..errors import InputError
 
 # %% ../../nbs/11_datasets.ipynb #cd6d19f3
@@ -288,36 +289,19 @@ def _check_extent(polygons: Polygons, sizes: np.ndarray, name: Callable[[int], s
         raise InputError(f"{first}: a polygon reaches further outside its image than the image is wide or high")
 
 
-def _run_lengths(counts: Any) -> list[int]:
-    "The lengths of the runs of a run-length encoding, compressed (six bits a character) or not"
-    if isinstance(counts, list):
-        return [length if isinstance(length, int) and not isinstance(length, bool) else -1 for length in counts]
-    lengths: list[int] = []
-    value, shift = 0, 0
-    for character in str(counts):
-        bits = ord(character) - 48
-        value, shift = value | (bits & 31) << min(shift, 60), shift + 5
-        if not bits & 32:
-            value -= (1 << min(shift, 60)) if bits & 16 else 0
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value, shift = 0, 0
-    return lengths
-
-
-def _run_lengths_of(rle: dict[str, Any], size: list[int], name: str) -> list[int]:
-    "The lengths of the runs of an encoding that fits its image. Raises InputError"
+def _check_rle(rle: dict[str, Any], size: list[int], name: str) -> None:
+    "Raises InputError where an encoding is not one of its image, of this height and width"
     if rle.get("size") != size:
         raise InputError(f"{name}: its mask has size {rle.get('size')}, its image {size} (height, width)")
-    lengths = _run_lengths(rle.get("counts"))
-    if min(lengths, default=-1) < 0 or sum(lengths) != size[0] * size[1]:
+    if not are_sound([rle.get("counts")], [size[0] * size[1]])[0]:
         raise InputError(f"{name}: its run-length encoding cannot be decoded: its runs do not add up to its image")
-    return lengths
 
 
 def _rings_of_rle(rle: dict[str, Any], size: list[int], name: str) -> list[np.ndarray]:
     "Rings [V, 2] around the pixels of a run-length encoding, compressed or not"
-    lengths = _run_lengths_of(rle, size, name)
-    mask = coco_mask.decode(coco_mask.frPyObjects({"size": size, "counts": lengths}, *size))
+    _check_rle(rle, size, name)
+    whole = isinstance(rle["counts"], list)
+    mask = coco_mask.decode(coco_mask.frPyObjects(rle, *size) if whole else rle)
     if not mask.any():
         raise InputError(f"{name}: its mask has no pixel; give it one or remove the annotation")
     return trace(mask.astype(bool))
@@ -331,7 +315,9 @@ def _read_polygons(records: list[Any], sizes: np.ndarray, name: Callable[[int], 
         segmentation = record.get("segmentation")
         if record.get("iscrowd"):
             if isinstance(segmentation, dict):
-                _run_lengths_of(segmentation, sizes[i].tolist(), name(i))
+                _check_rle(segmentation, sizes[i].tolist(), name(i))
+            else:
+                _rings_of_polygons(segmentation or [], name, i)
             instances.append([])
         elif isinstance(segmentation, dict):
             instances.append(_rings_of_rle(segmentation, sizes[i].tolist(), name(i)))
