@@ -260,6 +260,11 @@ def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str
             raise InputError(f"{name(i)}: its bbox {box} is not four numbers x, y, width, height")
     boxes = np.array(columns, float).reshape(-1, 4)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    limit = sizes[:, [1, 0, 1, 0]]
+    far = ((corners < -limit) | (corners > 2 * limit)).any(axis=1)
+    if far.any():
+        i = int(far.argmax())
+        raise InputError(f"{name(i)}: its bbox {columns[i]} reaches further outside its image than the image is long")
     return corners.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
 
 # %% ../../nbs/11_datasets.ipynb #786dafa6

@@ -59,10 +59,11 @@ def number_of_keypoints(
     return named or max((len(one) for one in triplets if isinstance(one, list)), default=0) // 3
 
 # %% ../../nbs/50_records.ipynb #694f012c
-def _is_polygons(segmentation: Any) -> bool:
-    "Whether this is a list of polygons of three points or more"
+def _is_polygons(segmentation: Any, side: int) -> bool:
+    "Whether this is a list of polygons of three points or more, none further outside than its image is long"
     rings = segmentation if isinstance(segmentation, list) else []
-    return bool(rings) and all(isinstance(r, list) and len(r) >= 6 and _are_numbers(r, len(r) // 2 * 2) for r in rings)
+    formed = (isinstance(r, list) and len(r) >= 6 and _are_numbers(r, len(r) // 2 * 2) for r in rings)
+    return bool(rings) and all(formed) and all(-side <= min(ring) and max(ring) <= 2 * side for ring in rings)
 
 
 def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]]) -> int:
@@ -76,12 +77,34 @@ def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]
         if isinstance(mask, dict) and sized and mask.get("size") == [height, width]:
             encoded.append(i)
             pixels.append(height * width)
-        elif not (sized and _is_polygons(mask)):
+        elif not (sized and _is_polygons(mask, max(height, width))):
             return i
     counts = [records[i]["segmentation"].get("counts") for i in encoded]
     return next((i for i, sound in zip(encoded, are_sound(counts, pixels), strict=True) if not sound), -1)
 
 # %% ../../nbs/50_records.ipynb #81cf97e8
+def _sides(image: dict[str, Any]) -> tuple[float, float]:
+    "Width and height of an image, infinite where its record does not tell"
+    told = [image.get(key) for key in ("width", "height")]
+    width, height = (float(side) if side is not None and _are_numbers([side], 1) else math.inf for side in told)
+    return width, height
+
+
+def _is_far(box: list[float], image: dict[str, Any]) -> bool:
+    "Whether a box reaches further outside its image than the image is wide or high"
+    x, y, width, height = box
+    right, bottom = _sides(image)
+    across, down = sorted((x, x + width)), sorted((y, y + height))
+    return across[0] < -right or across[1] > 2 * right or down[0] < -bottom or down[1] > 2 * bottom
+
+
+def _has_area(box: list[float], image: dict[str, Any]) -> bool:
+    "Whether a box covers anything of its image"
+    x, y, width, height = box
+    right, bottom = _sides(image)
+    return min(x + width, right) > max(x, 0) and min(y + height, bottom) > max(y, 0)
+
+
 def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any]) -> str:
     "What is wrong with an annotation, whatever it is evaluated for; empty if nothing is"
     if not isinstance(record, dict) or not {"id", "image_id", "category_id"} <= record.keys():
@@ -91,6 +114,8 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
             return f"its {key} {record[key]!r} is not listed in the file"
     if not _are_numbers(record.get("bbox"), 4):
         return "its bbox is not four finite numbers"
+    if _is_far(record["bbox"], images[record["image_id"]]):
+        return "its bbox reaches further outside its image than the image is wide or high"
     for key in ("iscrowd", "ignore", "difficult"):
         if type(record.get(key, 0)) not in (int, bool) or record.get(key, 0) not in (0, 1):
             return f"its {key} is neither 0 nor 1"
@@ -113,15 +138,6 @@ def _filled_in(record: dict[str, Any], kinds: Sequence[str], points: int, name: 
         told = record.get("num_keypoints", labelled)
         filled |= {"keypoints": triplets, "num_keypoints": told if type(told) is int else labelled}
     return filled
-
-
-def _has_area(record: dict[str, Any], image: dict[str, Any]) -> bool:
-    "Whether a box covers anything of its image, as far as the size of the image is known"
-    x, y, width, height = record["bbox"]
-    right, bottom = (
-        size if _are_numbers([size], 1) else math.inf for size in (image.get("width"), image.get("height"))
-    )
-    return min(x + width, right) > max(x, 0) and min(y + height, bottom) > max(y, 0)
 
 # %% ../../nbs/50_records.ipynb #eacb8ef2
 def read_truth(
@@ -147,7 +163,7 @@ def read_truth(
             raise InputError(f"{source}: no annotation has {FIELDS[kind]}, so {kind} AP cannot be computed on it")
     points, kept, filled = number_of_keypoints(content), [], []
     for i, record in enumerate(content["annotations"]):
-        if record.get("iscrowd") or _has_area(record, images[record["image_id"]]):
+        if record.get("iscrowd") or _has_area(record["bbox"], images[record["image_id"]]):
             filled.append(_filled_in(record, kinds, points, name(i)))
             kept.append(i)
     if "mask" in kinds and (broken := _unsound(filled, images)) >= 0:
