@@ -4,10 +4,11 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from rethink_imagenet.networks.backbones import Body, body_names
+from rethink_imagenet.networks.backbones import OWN, Body
 from rethink_imagenet.networks.fused_norm import apply_norm
 from rethink_imagenet.networks.kernels import interpreted
 from rethink_imagenet.networks.normalization import group_norm
@@ -56,7 +57,7 @@ WIDTHS = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192]
 def widths() -> list[int]:
     """Channels of all norms of all bodies, and of the heads; some pruned ones cannot have GN."""
     with torch.device("meta"):
-        bodies = [Body(name, "gn") for name in body_names() if "pruned" not in name]
+        bodies = [Body(name, "gn") for name in [*OWN, *timm.list_models(module="resnet")] if "pruned" not in name]
     return sorted({m.num_channels for body in bodies for m in body.modules() if isinstance(m, nn.GroupNorm)} | {256})
 
 

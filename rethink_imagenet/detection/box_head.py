@@ -41,8 +41,9 @@ from rethink_imagenet.detection.boxes import (
 )
 from .conventions import DETECTRON, Conventions
 from .suppression import best_first, suppress
-from ..networks.backbones import conv_norm, gaussian_fill, msra_fill, xavier_fill
+from ..networks.backbones import gaussian_fill, msra_fill, xavier_fill
 from ..networks.fused_norm import FusedSequential
+from ..networks.pyramids import conv_norm
 
 # %% ../../nbs/34_box_head.ipynb #a96131f7
 def match_proposals(

@@ -35,7 +35,7 @@ from .pooling import roi_align_pyramid
 from .proposals import RPN
 from ..errors import InputError
 from ..networks.graphs import Graphs
-from ..networks.vgg import backbone_named
+from ..networks.pyramids import backbone_named
 
 # %% ../../nbs/39_detectors.ipynb #d06edfd7
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DetectorConfig:
     "What a detector is made of; the defaults are the paper's Mask R-CNN R50-FPN with GN"
 
     num_classes: int = 80  # foreground classes
-    backbone: str = "resnet50"  # "vgg16", "resnet10_025", "resnext152_8x32d" or a ResNet of timm
+    backbone: str = "resnet50"  # "vgg16", "resnet10_025", "resnext152_8x32d" or a convolutional network of timm
     norm: str = "gn"  # of `NORMS`, in the body
     head_norm: str | None = None  # of `NORMS`, in FPN and heads; None for the body's
     masks: bool = True  # Mask R-CNN; without, Faster R-CNN

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'SyncBatchNorm', 'use_pytorchs_sync_batch_norm', 'num_groups', 'group_norm', 'batch_norm', 'sync_batch_norm',
-           'frozen_batch_norm', 'no_norm', 'norm_layer']
+           'frozen_batch_norm', 'layer_norm', 'no_norm', 'norm_layer']
 
 # %% ../../nbs/20_normalization.ipynb #6534e76a
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, distributed, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -112,6 +113,13 @@ def frozen_batch_norm(
     return FrozenBatchNorm2d(channels, eps=1e-5)
 
 
+def layer_norm(
+    channels: int,  # of the layer
+) -> LayerNorm2d:
+    "Normalization over the channels of each pixel, as ConvNeXt has it"
+    return LayerNorm2d(channels, eps=1e-6)
+
+
 def no_norm(
     channels: int,  # of the layer
 ) -> nn.Identity:
@@ -124,6 +132,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "syncbn": sync_batch_norm,
     "bn": batch_norm,
     "frozen_bn": frozen_batch_norm,
+    "ln": layer_norm,
     "none": no_norm,
 }
 

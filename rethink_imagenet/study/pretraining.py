@@ -29,7 +29,8 @@ from ..detection.conventions import DETECTRON, Conventions
 from ..detection.detectors import VGG16, Detector
 from ..errors import InputError, nearest
 from ..networks.backbones import Body, xavier_fill
-from ..networks.vgg import VGGBackbone, VGGBody, body_named
+from ..networks.pyramids import body_named
+from ..networks.vgg import VGGBackbone, VGGBody
 from .weights import as_body, metadata_of, read_weights
 from ..training.checkpoints import claimed_together, code_digest, load_state, write_atomically
 from ..training.loop import Pace, seed_everything, train
@@ -68,7 +69,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         num_classes: int,  # to tell apart
-        backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
+        backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a convolutional network of timm
         norm: str = "gn",  # "gn", "bn" or "syncbn"; "none" for VGG-16
     ):
         super().__init__()
@@ -203,7 +204,7 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
 def pretrain(
     data: str | Path,  # a folder with one sub-folder of images for each class
     folder: Path,  # of the run; an unfinished run in it is continued
-    backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a ResNet of timm
+    backbone: str = "resnet50",  # "vgg16", "resnet10_025" or a convolutional network of timm
     norm: str = "gn",  # "gn", "bn" or "syncbn"; "none" for VGG-16
     epochs: float = 100,  # passes over the images
     batch: int = 256,  # images an iteration
@@ -249,7 +250,7 @@ def _is_file(source: str | Path) -> bool:
 def _check_tag(tag: str) -> None:
     "Raises InputError if timm has no pre-trained model of that name"
     if tag not in timm.list_pretrained() and not ("." not in tag and timm.is_model_pretrained(tag)):
-        known = timm.list_pretrained(["resne*", "vgg16*"])
+        known = timm.list_pretrained()
         raise nearest(tag, known, "file of weights or pre-trained model of timm")
 
 

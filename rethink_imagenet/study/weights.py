@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import InputError
+from ..networks.backbones import Body, timm_names
 from ..training.checkpoints import read_tensors
 from ..training.processes import RunStopped
 
@@ -186,4 +187,7 @@ def as_body(
         state = (_unfolded(body) if folded else {}) | state
         if "conv1.weight" in state:
             state["conv1.weight"] = state["conv1.weight"].flip(1)
+    if isinstance(body, Body):
+        names, rest = timm_names(body)
+        state = {names.get(name, name): tensor for name, tensor in state.items() if name not in rest}
     return _with_its_counters(body, state)

@@ -504,8 +504,8 @@ def rethink_compare(
     images: str = "",  # folder of the images of a json, where the layout differs
     out: str = "runs/compare",  # folder for the results
     model: str = "",  # demo, small or paper; by default demo for the scenes and paper for data
-    backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
-    norm: str = "",  # gn, syncbn, bn, frozen_bn or none; by default gn
+    backbone: str = "",  # resnet10_025 or a convolutional network of timm; by default the model's
+    norm: str = "",  # gn, syncbn, bn, frozen_bn, ln or none; by default gn
     schedules: str = "",  # lengths of training in multiples of 1x, such as 2,4,6
     unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0,  # images an iteration; by default 8 for demo and small, 16 for paper
@@ -645,8 +645,8 @@ def rethink_train(
     images: str = "",  # folder of the images of a json, where the layout differs
     out: str = "runs/train",  # folder for the results
     model: str = "",  # demo, small or paper; by default demo for the scenes and paper for data
-    backbone: str = "",  # resnet10_025 or a ResNet of timm; by default the model's
-    norm: str = "",  # gn, syncbn, bn, frozen_bn or none; by default gn
+    backbone: str = "",  # resnet10_025 or a convolutional network of timm; by default the model's
+    norm: str = "",  # gn, syncbn, bn, frozen_bn, ln or none; by default gn
     schedule: str = "6",  # length of training in multiples of 1x; several, such as 2,3,6, share their beginning
     only: float = 0.0,  # of several schedules, train this one; the shorter ones need the longest to have passed them
     unit: int = 0,  # iterations of 1x; by default so many that 1x sees as many images at any batch
@@ -740,7 +740,7 @@ def rethink_train(
 def rethink_pretrain(
     data: str = "",  # folder with one sub-folder of images for each class; without, the embedded crops
     out: str = "runs/pretrain",  # folder for the results; the weights are weights.safetensors in it
-    backbone: str = "resnet10_025",  # vgg16, resnet10_025 or a ResNet of timm
+    backbone: str = "resnet10_025",  # vgg16, resnet10_025 or a convolutional network of timm
     norm: str = "gn",  # gn, bn or syncbn; none for vgg16
     epochs: float = 6.0,  # passes over the images
     batch: int = 64,  # images an iteration
