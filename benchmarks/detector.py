@@ -27,11 +27,13 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from rethink_imagenet.data.datasets import Polygons, read_splits
-from rethink_imagenet.data.transforms import DETECTRON_STD, TrainingSamples, training_batches
-from rethink_imagenet.detection.box_head import bitmaps_of
+from rethink_imagenet.data.datasets import Polygons
+from rethink_imagenet.data.loading import TrainingSamples, training_batches
+from rethink_imagenet.data.splits import read_splits
+from rethink_imagenet.data.transforms import DETECTRON_STD
 from rethink_imagenet.detection.conventions import DETECTRON2
 from rethink_imagenet.detection.detectors import Detector, DetectorConfig
+from rethink_imagenet.detection.mask_head import bitmaps_of
 from rethink_imagenet.detection.pooling import roi_align_pyramid
 from rethink_imagenet.evaluation.average_precision import evaluate_coco
 from rethink_imagenet.tools.conversion import to_detectron2, to_torchvision, torchvision_model

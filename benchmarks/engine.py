@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from rethink_imagenet.data.datasets import read_coco
+from rethink_imagenet.data.coco import read_coco
+from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.data.scenes import write_scenes
-from rethink_imagenet.data.transforms import TrainingSamples
 from rethink_imagenet.detection.detectors import DEMO, DetectorConfig, build
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import save_checkpoint
 from rethink_imagenet.training.distributed import joined
-from rethink_imagenet.training.loop import Pace, RunState, optimizer_of, read_log, seed_everything, train
+from rethink_imagenet.training.logs import read_log
+from rethink_imagenet.training.loop import Pace, RunState, optimizer_of, seed_everything, train
 from rethink_imagenet.training.processes import is_first, world_size
 from rethink_imagenet.training.schedules import Schedule
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-from rethink_imagenet.data.datasets import Dataset, read_coco
-from rethink_imagenet.data.transforms import training_batches
+from rethink_imagenet.data.coco import read_coco
+from rethink_imagenet.data.datasets import Dataset
+from rethink_imagenet.data.loading import training_batches
 
 IMAGES, INSTANCES, CLASSES = 118_287, 860_001, 80
 

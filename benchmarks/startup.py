@@ -22,7 +22,7 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
         now = time.perf_counter(), time.process_time()
         seconds[step], start = (now[0] - start[0], now[1] - start[1]), now
 
-    from rethink_imagenet.data.datasets import read_coco
+    from rethink_imagenet.data.coco import read_coco
     from rethink_imagenet.detection.detectors import build, check_from_scratch
     from rethink_imagenet.study.plans import Execution
     from rethink_imagenet.study.recipes import pixels_as, plan_for, recipe_named

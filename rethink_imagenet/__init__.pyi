@@ -1,11 +1,11 @@
 """What scripts want, loaded when it is used."""
 
+from .data.coco import read_coco as read_coco
 from .data.datasets import Dataset as Dataset
-from .data.datasets import read_coco as read_coco
-from .data.datasets import read_splits as read_splits
-from .data.datasets import read_voc as read_voc
 from .data.scenes import write_crops as write_crops
 from .data.scenes import write_scenes as write_scenes
+from .data.splits import read_splits as read_splits
+from .data.voc import read_voc as read_voc
 from .detection.conventions import DETECTRON as DETECTRON
 from .detection.conventions import DETECTRON2 as DETECTRON2
 from .detection.conventions import TORCHVISION as TORCHVISION

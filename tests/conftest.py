@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rethink_imagenet.data.datasets import read_coco, read_splits, trainable
-from rethink_imagenet.data.transforms import TrainingSamples, read_sample, resize
+from rethink_imagenet.data.coco import read_coco, trainable
+from rethink_imagenet.data.loading import TrainingSamples
+from rethink_imagenet.data.splits import read_splits
+from rethink_imagenet.data.transforms import read_sample, resize
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

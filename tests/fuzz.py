@@ -38,12 +38,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rethink_imagenet as ri
-from rethink_imagenet.data.transforms import TrainingSamples
+from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.study.plans import Plan
 from rethink_imagenet.study.pretraining import pixel_statistics
 from rethink_imagenet.tools.pictures import write_pictures
-from rethink_imagenet.training.loop import read_log
+from rethink_imagenet.training.logs import read_log
 
 SECONDS = 20  # that one mutation may take
 MEMORY = 3 << 30  # bytes that a process may ask for beyond what it has after its imports

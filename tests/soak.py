@@ -19,7 +19,7 @@ import torch
 
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.training.loop import read_log
+from rethink_imagenet.training.logs import read_log
 
 COMMAND = Path(sys.executable).parent / "rethink_train"
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rethink_imagenet.data.datasets import Dataset, nested_subset, read_coco, read_splits
+from rethink_imagenet.data.coco import read_coco
+from rethink_imagenet.data.datasets import Dataset
+from rethink_imagenet.data.loading import EvaluationSamples
 from rethink_imagenet.data.scenes import KEYPOINTS, write_scenes
-from rethink_imagenet.data.transforms import EvaluationSamples
+from rethink_imagenet.data.splits import nested_subset, read_splits
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
 from rethink_imagenet.detection.keypoint_head import read_keypoints
 from rethink_imagenet.evaluation.augmented_testing import (

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rethink_imagenet.data.datasets import read_coco, read_splits
+from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.average_precision import evaluate

@@ -16,9 +16,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from rethink_imagenet.data.datasets import Dataset, read_splits
+from rethink_imagenet.data.datasets import Dataset
+from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
 from rethink_imagenet.data.scenes import write_scenes
-from rethink_imagenet.data.transforms import EvaluationSamples, TrainingSamples, read_sample, resize
+from rethink_imagenet.data.splits import read_splits
+from rethink_imagenet.data.transforms import read_sample, resize
 from rethink_imagenet.detection.conventions import DETECTRON2, TORCHVISION
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rethink_imagenet.data.datasets import read_splits
 from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.study.plans import Plan
 from rethink_imagenet.study.studies import _evaluator
@@ -35,13 +35,13 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from rethink_imagenet.data.datasets import read_coco
+from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.training.distributed import joined
-from rethink_imagenet.data.transforms import share
+from rethink_imagenet.data.loading import share
 from rethink_imagenet.training.processes import is_first, rank, world_size
 from rethink_imagenet.training.loop import backward, seed_everything
-from rethink_imagenet.data.transforms import TrainingSamples
+from rethink_imagenet.data.loading import TrainingSamples
 
 source, norm, emptied, out = sys.argv[1:]
 torch.set_num_threads(1)
@@ -248,7 +248,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 import torch
 from torch import distributed as dist
-from rethink_imagenet.data.datasets import InputError
+from rethink_imagenet.errors import InputError
 from rethink_imagenet.training.distributed import device_of, joined
 from rethink_imagenet.training.processes import rank
 
@@ -283,7 +283,7 @@ import torch
 from torch import distributed as dist
 from rethink_imagenet.training import distributed
 from rethink_imagenet.tools.cli import one_line_faults
-from rethink_imagenet.data.datasets import InputError
+from rethink_imagenet.errors import InputError
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.processes import rank, together
 

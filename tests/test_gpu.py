@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from rethink_imagenet.data.datasets import Dataset, Polygons
+from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.data.rasters import outlines_of, raster_regions
-from rethink_imagenet.data.transforms import TrainingSamples, read_sample, resize
+from rethink_imagenet.data.transforms import read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO, Detector, DetectorConfig, build
 from rethink_imagenet.detection.suppression import suppress
 from rethink_imagenet.networks.fused_norm import apply_norm

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from rethink_imagenet.detection.box_head import Samples, box_losses, mask_loss
+from rethink_imagenet.detection.box_head import Samples, box_losses
 from rethink_imagenet.detection.boxes import decode, encode, generator_of
 from rethink_imagenet.detection.conventions import CONVENTIONS, Conventions
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build, check_from_scratch
 from rethink_imagenet.detection.keypoint_head import keypoint_cells, keypoint_loss
+from rethink_imagenet.detection.mask_head import mask_loss
 from rethink_imagenet.detection.pooling import roi_align_pyramid
 from rethink_imagenet.detection.proposals import level_anchors, proposal_losses
 from rethink_imagenet.networks.normalization import group_norm

@@ -16,9 +16,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from rethink_imagenet.detection.box_head import bitmaps_of
 from rethink_imagenet.detection.conventions import TORCHVISION
 from rethink_imagenet.detection.detectors import VGG16, Detector, DetectorConfig
+from rethink_imagenet.detection.mask_head import bitmaps_of
 from rethink_imagenet.networks.vgg import VGGBody
 from rethink_imagenet.tools.conversion import _AsGiven as AsGiven
 from rethink_imagenet.tools.conversion import from_torchvision, to_torchvision, torchvision_model

@@ -15,9 +15,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
-from rethink_imagenet.data.datasets import read_coco
+from rethink_imagenet.data.coco import read_coco
+from rethink_imagenet.data.loading import EvaluationSamples
 from rethink_imagenet.data.scenes import write_scenes
-from rethink_imagenet.data.transforms import EvaluationSamples
 from rethink_imagenet.detection.boxes import encode
 from rethink_imagenet.detection.conventions import DETECTRON
 from rethink_imagenet.detection.detectors import DEMO, build, mask_rcnn

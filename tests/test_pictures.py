@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rethink_imagenet.data.datasets import load_image, read_coco, read_image_files, read_image_info
+from rethink_imagenet.data.coco import read_coco, read_image_files, read_image_info
+from rethink_imagenet.data.images import load_image
+from rethink_imagenet.data.loading import EvaluationSamples
 from rethink_imagenet.data.scenes import KEYPOINTS, SKELETON, coco_categories, write_scenes
-from rethink_imagenet.data.transforms import EvaluationSamples
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, Pass, WholeSamples

@@ -10,9 +10,11 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from rethink_imagenet.data.datasets import Polygons, read_splits, trace
+from rethink_imagenet.data.datasets import Polygons, trace
 from rethink_imagenet.data.rasters import Outlines, outlines_of, raster_regions
-from rethink_imagenet.detection.box_head import Samples, masks_to_draw
+from rethink_imagenet.data.splits import read_splits
+from rethink_imagenet.detection.box_head import Samples
+from rethink_imagenet.detection.mask_head import masks_to_draw
 from tests.device_double import Device
 
 

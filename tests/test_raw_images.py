@@ -8,15 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rethink_imagenet.data.datasets import Dataset, read_splits
+from rethink_imagenet.data.datasets import Dataset
+from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples, evaluation_batches, training_batches
 from rethink_imagenet.data.scenes import write_crops, write_scenes
-from rethink_imagenet.data.transforms import (
-    EvaluationSamples,
-    RawImage,
-    TrainingSamples,
-    evaluation_batches,
-    training_batches,
-)
+from rethink_imagenet.data.splits import read_splits
+from rethink_imagenet.data.transforms import RawImage
 from rethink_imagenet.evaluation.augmented_testing import WholeSamples
 from rethink_imagenet.study.pretraining import ClassificationSamples
 from tests.device_double import Device

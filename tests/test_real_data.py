@@ -13,8 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rethink_imagenet.data.datasets import count, load_image, nested_subset, read_coco, read_splits, select, trainable
-from rethink_imagenet.data.transforms import TrainingSamples, read_sample
+from rethink_imagenet.data.coco import read_coco, trainable
+from rethink_imagenet.data.images import load_image
+from rethink_imagenet.data.loading import TrainingSamples
+from rethink_imagenet.data.splits import count, nested_subset, read_splits, select
+from rethink_imagenet.data.transforms import read_sample
 from rethink_imagenet.detection.detectors import mask_rcnn
 from rethink_imagenet.evaluation.average_precision import evaluate
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rethink_imagenet.data.datasets import load_image, read_coco, read_voc
+from rethink_imagenet.data.coco import read_coco
+from rethink_imagenet.data.images import load_image
+from rethink_imagenet.data.voc import read_voc
 from rethink_imagenet.detection.detectors import build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.study.recipes import RECIPES, files_of, miniature, plan_for, read_data, training_subset, union_of

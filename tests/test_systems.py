@@ -33,8 +33,10 @@ from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
 from torchvision.ops import box_iou
 
-from rethink_imagenet.data.datasets import Dataset, read_coco, read_splits, trainable
+from rethink_imagenet.data.coco import read_coco, trainable
+from rethink_imagenet.data.datasets import Dataset
 from rethink_imagenet.data.scenes import write_crops, write_scenes
+from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize, resized_size
 from rethink_imagenet.detection.box_head import Cut, Samples, as_rois, sample_proposals
 from rethink_imagenet.detection.boxes import generator_of, split_crowds

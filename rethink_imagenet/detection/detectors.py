@@ -17,20 +17,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..data.rasters import Outlines
 from ..data.transforms import Target, batch_images
-from rethink_imagenet.detection.box_head import (
-    PASTING,
-    BoxHead,
-    Cut,
-    MaskHead,
-    as_rois,
-    read_boxes,
-    sample_proposals,
-    with_masks,
-)
+from .box_head import BoxHead, Cut, as_rois, read_boxes, sample_proposals
 from .boxes import generator_of, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .keypoint_head import KeypointHead
+from .mask_head import PASTING, MaskHead, with_masks
 from .pooling import roi_align_pyramid
 from .proposals import RPN
 from ..errors import InputError

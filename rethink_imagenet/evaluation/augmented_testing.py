@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from ..data.datasets import Dataset
+from ..data.loading import EvaluationSamples
 from rethink_imagenet.data.transforms import (
-    EvaluationSamples,
     RawImage,
     Target,
     constant,

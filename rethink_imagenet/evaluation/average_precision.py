@@ -26,10 +26,12 @@ from pycocotools.cocoeval import COCOeval, Params
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.datasets import Dataset, read_json
-from ..data.transforms import EvaluationSamples, Target, evaluation_batches
-from ..detection.box_head import PASTING, encode_mask
+from ..data.coco import read_json
+from ..data.datasets import Dataset
+from ..data.loading import EvaluationSamples, evaluation_batches
+from ..data.transforms import Target
 from ..detection.detectors import DetectorConfig
+from ..detection.mask_head import PASTING, encode_mask
 from ..errors import InputError
 from .records import FIELDS, KINDS, number_of_keypoints, read_results, read_truth
 

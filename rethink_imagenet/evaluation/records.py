@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.datasets import read_json
+from ..data.coco import read_json
 from ..data.run_lengths import are_sound
 from ..errors import InputError
 

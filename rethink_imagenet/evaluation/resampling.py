@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.datasets import read_json
+from ..data.coco import read_json
 from ..errors import InputError
 from .average_precision import ELEVEN_RECALLS, match_coco, match_voc
 

@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Dataset, count, select, trainable
-from ..data.transforms import TrainingSamples, resized_size, training_batches
+from ..data.coco import trainable
+from ..data.datasets import Dataset
+from ..data.loading import TrainingSamples, training_batches
+from ..data.splits import count, select
+from ..data.transforms import resized_size
 from ..detection.cascade import switch_to_cascade
 from ..detection.detectors import DetectorConfig, build
 from ..errors import InputError

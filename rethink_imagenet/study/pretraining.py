@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
-from ..data.transforms import FileSamples, RawImage, Target, batch_images, evaluation_batches
+from ..data.loading import FileSamples, evaluation_batches
+from ..data.transforms import RawImage, Target, batch_images
 from ..detection.box_head import BoxHead
 from ..detection.conventions import DETECTRON, Conventions
 from ..detection.detectors import VGG16, Detector

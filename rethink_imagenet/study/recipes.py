@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.datasets import Dataset, nested_subset, read_coco, read_json, read_voc, select, trainable
+from ..data.coco import read_coco, read_json, trainable
+from ..data.datasets import Dataset
+from ..data.splits import nested_subset, select
+from ..data.voc import read_voc
 from ..detection.detectors import SMALL, VGG16, DetectorConfig
 from ..errors import InputError, nearest
 from .plans import Plan

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..data.datasets import Dataset, fingerprint, select
-from ..data.transforms import EvaluationSamples, TrainingSamples, resized_size
+from ..data.datasets import Dataset
+from ..data.loading import EvaluationSamples, TrainingSamples
+from ..data.splits import fingerprint, select
+from ..data.transforms import resized_size
 from ..detection.detectors import Detector, build, check_from_scratch
 from ..errors import InputError
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at

@@ -28,20 +28,12 @@ from typing import TYPE_CHECKING, Any
 from fastcore.docments import docments
 from fastcore.script import Param, anno_parser
 
-from rethink_imagenet.data.datasets import (
-    Dataset,
-    fingerprint,
-    nested_subset,
-    read_coco,
-    read_image_files,
-    read_image_info,
-    read_json,
-    read_splits,
-    read_voc,
-    summary,
-)
+from ..data.coco import read_coco, read_image_files, read_image_info, read_json
+from ..data.datasets import Dataset
+from ..data.loading import EvaluationSamples
 from ..data.scenes import SCENE_SHAPES, write_crops, write_scenes
-from ..data.transforms import EvaluationSamples
+from ..data.splits import fingerprint, nested_subset, read_splits, summary
+from ..data.voc import read_voc
 from ..detection.detectors import DEMO, SMALL, Detector, build, has_bfloat16
 from ..errors import InputError, nearest
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
@@ -93,7 +85,8 @@ from ..study.tuning import read_grid, tune
 from .pictures import write_pictures
 from ..training.checkpoints import check_settings, claimed, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, joined, speaks, workers_for
-from ..training.loop import Interrupted, Interruption, compute_deterministically
+from ..training.logs import Interrupted, Interruption
+from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
     OF_THE_DISK,
     OutOfMemory,

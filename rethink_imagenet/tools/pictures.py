@@ -17,7 +17,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
-from ..data.datasets import Dataset, load_image
+from ..data.datasets import Dataset
+from ..data.images import load_image
 from ..errors import InputError
 
 # %% ../../nbs/71_pictures.ipynb #83571ad2
