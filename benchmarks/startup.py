@@ -42,7 +42,7 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
     lap("build")
     check_from_scratch(model)
     lap("check")
-    optimizer_of(model, conventions=plan.detector.conventions)
+    optimizer_of(model, settings=plan.updates)
     lap("optimizer")
     del seconds["read"]
     return seconds

@@ -253,7 +253,8 @@ def trained(
     torch.manual_seed(0)
     model = build(config)
     schedule = Schedule(steps, (), rate=0.02, warmup=2)
-    fields = {"batch": 2, "log_every": 100, "evaluate_every": 100, "save_every": 100, "conventions": config.conventions}
+    fields = {"batch": 2, "log_every": 100, "evaluate_every": 100, "save_every": 100}
+    fields["updates"] = Plan(config).updates
     with Device() as device, nullcontext() if fused else groups_by_pytorch():
         source = TrainingSamples(data, 0, (96, 96), 160, batch=2, keypoints=config.keypoints > 0)
         samples = Watched(source, device)

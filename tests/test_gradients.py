@@ -1,6 +1,7 @@
 """Gradients against finite differences in double precision, and that nothing random stays frozen."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_box_coding() -> None:
 
 @pytest.mark.parametrize("system", CONVENTIONS)
 @pytest.mark.parametrize("over", ["batch", "image"])
-def test_losses(system: str, over: str) -> None:
+def test_losses(system: str, over: Literal["batch", "image"]) -> None:
     torch.manual_seed(0)
     rules: Conventions = replace(CONVENTIONS[system], normalize_over=over)
     rois = torch.cat([torch.tensor([[0.0], [0], [1]]), torch.cat([BOXES, BOXES[:1]]) + 1], dim=1).double()
@@ -63,25 +64,30 @@ def test_losses(system: str, over: str) -> None:
     samples = Samples(rois, labels, objects, of_image, [(64, 64)] * 2, [2, 1], [1, 1])
 
     def second(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
-        return tuple(box_losses(logits, codes, samples, rules).values())
+        return tuple(box_losses(logits, codes, samples, rules.box).values())
 
     assert gradcheck(second, (leaf(3, 4), leaf(3, 4, 4)))
     drawn = (torch.rand(3, 5, 5) > 0.5).double()
-    assert gradcheck(lambda m: mask_loss(m, drawn, torch.tensor([0, 0, 1]), 2, rules)["loss_mask"], (leaf(3, 5, 5),))
+    assert gradcheck(
+        lambda m: mask_loss(m, drawn, torch.tensor([0, 0, 1]), 2, rules.mask.over)["loss_mask"], (leaf(3, 5, 5),)
+    )
 
     points = torch.tensor([[[20.0, 20, 2], [6, 9, 1]], [[30, 30, 0], [50, 40, 2]]], dtype=torch.float64)
     cells, inside = keypoint_cells(points, BOXES, side=5)
     places = torch.tensor([0, 1])
     assert inside.sum() == 3
-    assert gradcheck(lambda m: keypoint_loss(m, cells, inside, places, 2, rules)["loss_keypoint"], (leaf(2, 2, 5, 5),))
+    assert gradcheck(
+        lambda m: keypoint_loss(m, cells, inside, places, 2, rules.normalize_over)["loss_keypoint"], (leaf(2, 2, 5, 5),)
+    )
 
-    anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules) for s in (16, 32)]).double()
+    anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules.rpn.anchors) for s in (16, 32)]).double()
     target = {"boxes": BOXES}
 
     def first(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
         seeds = [generator_of(0), generator_of(1)]
         sizes = [(64, 64), (64, 64)]
-        return tuple(proposal_losses(anchors, logits, codes, [target] * 2, sizes, seeds, 16, rules).values())
+        how = rules.rpn.sampling, rules.rpn.losses
+        return tuple(proposal_losses(anchors, logits, codes, [target] * 2, sizes, seeds, 16, *how).values())
 
     assert gradcheck(first, (leaf(2, len(anchors)), leaf(2, len(anchors), 4)))
 

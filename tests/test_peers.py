@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,15 @@ from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import EvaluationSamples
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.detection.boxes import encode
-from rethink_imagenet.detection.conventions import DETECTRON
 from rethink_imagenet.detection.detectors import DEMO, build, mask_rcnn
-from rethink_imagenet.detection.proposals import RPN, select_proposals
+from rethink_imagenet.detection.proposals import RPN, ProposalSettings, RPNSettings, select_proposals
 from rethink_imagenet.evaluation.average_precision import evaluate_coco, evaluate_voc, predict
 
 
 def test_proposals_are_torchvisions() -> None:
     """Same weights and same anchors give the same proposals, scores aside, for two images of different size."""
     torch.manual_seed(0)
-    ours = RPN(16, anchor_scales=(4,), conventions=replace(DETECTRON, post_nms=(60, 60))).eval()
+    ours = RPN(16, anchor_scales=(4,), settings=RPNSettings(proposals=ProposalSettings((60, 60)))).eval()
     generator = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
     head = TorchvisionRPNHead(16, 3)
     theirs = RegionProposalNetwork(

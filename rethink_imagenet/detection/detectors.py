@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'DEMO', 'VGG16', 'DetectorConfig', 'has_bfloat16', 'Detector
 # %% ../../nbs/39_detectors.ipynb #30f33fec
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..data.rasters import Outlines
 from ..data.transforms import Target, batch_images
-from .box_head import BoxHead, Cut, as_rois, read_boxes, sample_proposals
+from .box_head import BoxHead, Cut, Selection, as_rois, read_boxes, sample_proposals
 from .boxes import generator_of, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
@@ -71,7 +71,7 @@ VGG16 = DetectorConfig(
 )  # fmt: skip
 
 # %% ../../nbs/39_detectors.ipynb #20ed2035
-def _ready(target: Target, image: Tensor, masks: str | None) -> Target:
+def _ready(target: Target, image: Tensor, masks: Literal["polygons", "bitmaps"] | None) -> Target:
     "The target without crowds, with masks in the form that is wanted, its tensors on their way to the image's device"
     made = split_crowds(target)
     if masks:
@@ -111,11 +111,12 @@ class Detector(nn.Module):
         rules, norm = c.conventions, c.head_norm or c.norm
         self.backbone = backbone_named(c.backbone, c.norm, c.channels, norm, rules.body_fill, rules.stride_in_1x1)
         width = self.backbone.channels
-        self.rpn = RPN(width, self.backbone.strides, c.anchor_scales, c.rpn_number, c.pre_nms, rules)
-        box_head = partial(BoxHead, c.num_classes, width, c.channels, c.hidden, norm, c.box_layers, rules)
-        self.box_head = CascadeHead(box_head) if c.cascade else box_head()
-        self.mask_head = MaskHead(c.num_classes, width, c.channels, norm, rules) if c.masks else None
-        self.keypoint_head = KeypointHead(c.keypoints, width, c.keypoint_channels, norm, rules) if c.keypoints else None
+        self.rpn = RPN(width, self.backbone.strides, c.anchor_scales, c.rpn_number, c.pre_nms, rules.rpn)
+        box_head = partial(BoxHead, c.num_classes, width, c.channels, c.hidden, norm, c.box_layers, rules.box)
+        self.box_head = CascadeHead(box_head, rules.cascade) if c.cascade else box_head()
+        self.mask_head = MaskHead(c.num_classes, width, c.channels, norm, rules.mask) if c.masks else None
+        keypoints = c.keypoints, width, c.keypoint_channels, norm, rules.normalize_over
+        self.keypoint_head = KeypointHead(*keypoints) if c.keypoints else None
         self.graphs: Graphs | None = None  # of the backbone, where it is to be played back from them
         self.to(memory_format=torch.channels_last)
 
@@ -195,7 +196,7 @@ class Detector(nn.Module):
         "Detections without masks or keypoints from regions"
         head, smallest = self.box_head, self.config.conventions.smallest_detection
         found = head.predict(cut, rois, sizes)
-        return read_boxes(*found, sizes, smallest=smallest, code_weights=head.code_weights)
+        return read_boxes(*found, sizes, Selection(smallest=smallest), head.code_weights)
 
     @torch.no_grad()
     def detect(

@@ -6,13 +6,14 @@
 __all__ = ['keypoint_cells', 'keypoint_loss', 'read_keypoints', 'KeypointHead']
 
 # %% ../../nbs/36_keypoint_head.ipynb #97d8c835
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .box_head import Cut, Samples, as_rois, convolutions
 from .boxes import in_32_bits, positions, shares
-from .conventions import DETECTRON, Conventions
 from ..networks.backbones import msra_fill
 
 # %% ../../nbs/36_keypoint_head.ipynb #f89014fe
@@ -36,11 +37,11 @@ def keypoint_loss(
     inside: Tensor,  # [F, K] bool, whether there is one
     image: Tensor,  # [F], position of the image of each region
     images: int,  # of the batch
-    conventions: Conventions = DETECTRON,  # normalizer
+    over: Literal["batch", "image"] = "batch",  # the mean over the keypoints of a process, or of each image
 ) -> dict[str, Tensor]:  # scalar
     "The loss of the keypoint head (Mask R-CNN, Sec. 5)"
     place = positions(inside.flatten(), int(inside.sum()))
-    weights = shares(image[place // inside.shape[1]], images, conventions.normalize_over)
+    weights = shares(image[place // inside.shape[1]], images, over)
     losses = F.cross_entropy(maps.flatten(2).flatten(0, 1)[place], cells.flatten()[place], reduction="none")
     return {"loss_keypoint": (losses * weights).sum()}
 
@@ -71,10 +72,10 @@ class KeypointHead(nn.Module):
         in_channels: int = 256,  # of the pyramid
         channels: int = 512,  # of the convolutions
         norm: str = "none",  # of `NORMS`
-        conventions: Conventions = DETECTRON,  # normalizer
+        over: Literal["batch", "image"] = "batch",  # the mean over the keypoints of a process, or of each image
     ):
         super().__init__()
-        self.conventions = conventions
+        self.over = over
         self.convs = convolutions(in_channels, channels, 8, norm)
         self.maps = nn.ConvTranspose2d(channels, keypoints, 4, stride=2, padding=1)
         msra_fill(self.maps)
@@ -106,7 +107,7 @@ class KeypointHead(nn.Module):
         has_one = inside.any(dim=1)
         seen = positions(has_one, int(has_one.sum()))
         maps, images = self.predict(cut, samples.rois[seen]), len(samples.targets)
-        return keypoint_loss(maps, cells[seen], inside[seen], samples.image[seen], images, self.conventions)
+        return keypoint_loss(maps, cells[seen], inside[seen], samples.image[seen], images, self.over)
 
     def read(
         self,

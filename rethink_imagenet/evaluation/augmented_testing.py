@@ -27,7 +27,7 @@ from rethink_imagenet.data.transforms import (
     resized_size,
     sent,
 )
-from ..detection.box_head import Cut, as_rois, read_boxes
+from ..detection.box_head import Cut, Selection, as_rois, read_boxes
 from ..detection.detectors import Detector
 from ..detection.keypoint_head import read_keypoints
 from ..detection.suppression import best_first, suppress
@@ -177,8 +177,8 @@ class AugmentedDetector(nn.Module):
         head, smallest = self.detector.box_head, self.config.conventions.smallest_detection
         sizes = [(own.height, own.width)]
         found = head.predict(*self.cut(seen), sizes)
-        (kept,) = read_boxes(*found, sizes, overlap=2.0, number=len(found[0]) * found[0].shape[1],
-                             smallest=smallest, code_weights=head.code_weights)  # fmt: skip
+        every = Selection(overlap=2.0, number=len(found[0]) * found[0].shape[1], smallest=smallest)
+        (kept,) = read_boxes(*found, sizes, every, head.code_weights)
         return kept | {"boxes": own.carry(kept["boxes"], frame)}
 
     def drawn(

@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..training.checkpoints import check_settings, read_checkpoint, save_checkpoint
 from rethink_imagenet.training.loop import (
     Pace,
+    UpdateSettings,
     backward,
     checkpoint_at,
     copy_log,
@@ -98,7 +99,14 @@ class Plan:
     ) -> Schedule:
         "The n× schedule at this plan's unit, rate and batch"
         rate = self.rate * self.batch / 16
-        return Schedule.times(n, self.unit, rate, self.detector.conventions, self.factor)
+        rules = self.detector.conventions
+        return Schedule.times(n, self.unit, rate, self.factor, rules.warmup, rules.warmup_factor)
+
+    @property
+    def updates(self) -> UpdateSettings:
+        "How biases and norms learn, by the detector's conventions"
+        rules = self.detector.conventions
+        return UpdateSettings(rules.bias_rate, rules.decay_biases, rules.decay_norms)
 
     @property
     def family(self) -> Family:
@@ -120,7 +128,7 @@ class Plan:
             log_every=max(1, min(20, self.unit // 6)),  # a branch is two thirds of a unit
             evaluate_every=-(-family.trunk.iterations // self.evaluations),
             save_every=execution.save_every or max(1, min(2500, family.trunk.iterations // 4)),
-            conventions=self.detector.conventions,
+            updates=self.updates,
             branches=(*execution.keep, *(family.branch_points if schedule == family.trunk else ())),
             after=after,
             on_nan=execution.on_nan,
@@ -147,7 +155,7 @@ def switched_state(
     buffers: dict[int, dict[str, Tensor]] = {}
     for i, (name, parameter) in enumerate(_parameters(three).items()):
         buffers[i] = {"momentum_buffer": kept[name] if name in kept else torch.zeros_like(parameter, device="cpu")}
-    optimizer = optimizer_of(three, conventions=plan.detector.conventions).state_dict() | {"state": buffers}
+    optimizer = optimizer_of(three, settings=plan.updates).state_dict() | {"state": buffers}
     return state | {"model": weights, "optimizer": optimizer, "pending": []}
 
 # %% ../../nbs/62_plans.ipynb #5e1c0a05
@@ -223,7 +231,7 @@ def measure_step(
     seed_everything(plan.seed)
     before = peak_memory(execution.device)
     model = build(plan.detector).to(execution.device).train()
-    optimizer, begun = optimizer_of(model, conventions=plan.detector.conventions), 0.0
+    optimizer, begun = optimizer_of(model, settings=plan.updates), 0.0
     with closing(training_batches(samples, images, 0, 2, execution.workers, execution.device)) as batches:
         for pixels, targets in batches:
             begun = _now(execution.device)

@@ -49,7 +49,7 @@ from ..training.schedules import Schedule
 # %% ../../nbs/61_pretraining.ipynb #0225700c
 def _fc6_fc7() -> nn.Sequential:
     "The fully connected layers of VGG-16's box head"
-    head = BoxHead(1, VGGBackbone.channels, 1, VGG16.hidden, "none", VGG16.box_layers, VGG16.conventions)
+    head = BoxHead(1, VGGBackbone.channels, 1, VGG16.hidden, "none", VGG16.box_layers, VGG16.conventions.box)
     return head.fcs
 
 

@@ -8,7 +8,6 @@ __all__ = ['Schedule', 'Family']
 # %% ../../nbs/40_schedules.ipynb #c8a28048
 from dataclasses import dataclass, replace
 
-from ..detection.conventions import DETECTRON, Conventions
 from ..errors import InputError
 
 # %% ../../nbs/40_schedules.ipynb #2dc3319a
@@ -29,14 +28,14 @@ class Schedule:
         n: float,  # length in multiples of 1×, > 0
         unit: int = 90_000,  # iterations of 1×
         rate: float = 0.02,  # full learning rate
-        conventions: Conventions = DETECTRON,  # warm-up
         factor: float = 0.1,  # that each drop multiplies the rate with
+        warmup: int = 500,  # iterations until the full rate is reached, at most a third of 1x
+        warmup_factor: float = 1 / 3,  # of the full rate, at the start
     ) -> "Schedule":
         "The n× schedule, 1× having `unit` iterations; the drops keep their distance from the end (paper, Sec. 4)"
         iterations = round(n * unit)
         drops = tuple(iterations - round(min(n, 2) * unit * last / 18) for last in (6, 2))
-        warmup = min(conventions.warmup, unit // 3)
-        return cls(iterations, drops, rate, factor, warmup, conventions.warmup_factor)
+        return cls(iterations, drops, rate, factor, min(warmup, unit // 3), warmup_factor)
 
     def lr(
         self,
