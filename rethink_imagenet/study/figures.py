@@ -35,7 +35,7 @@ from rethink_imagenet.evaluation.resampling import (
     verdict,
     voc_records,
 )
-from .plans import Execution, Plan
+from .plans import Execution, Experiment, Plan
 from .pretraining import load_weights
 from rethink_imagenet.study.recipes import (
     PRETRAINING,
@@ -186,15 +186,14 @@ def carry_out(
         left -= iterations_of(part, parts)
         source, longest = part.goes_on_from(parts), max(part.plan.schedules)
         switches = [other.plan.switch_point for other in parts if other.goes_on_from(parts) is part]
-        how, weights = replace(execution, keep=tuple(switches)), part.weights or None
+        how = replace(execution, keep=tuple(switches))
+        experiment = Experiment(part.plan, part.train_set, part.val_set, folder, part.weights, how)
         if source is None:
-            sets = part.train_set, part.val_set
-            found = run_family(part.plan, folder, *sets, weights, f"{part.name}-", None, how, left)
+            found = run_family(experiment, f"{part.name}-", after=left)
         else:
             say(f"{part.name}: {source.name} goes on with a cascade after {part.plan.switch_point:,} iterations")
-            where, trunk = (folder / f"{some.name}-{longest:g}x" for some in (part, source))
-            sets = part.train_set, part.val_set
-            found = [run_schedule(part.plan, longest, where, *sets, weights, trunk, how, left)]
+            name, trunk = (f"{some.name}-{longest:g}x" for some in (part, source))
+            found = [run_schedule(experiment, longest, name, trunk, left)]
         named = ({"training": part.name, "folder": f"{part.name}-{run['schedule']:g}x"} | run for run in found)
         runs += list(named)
     return runs

@@ -9,7 +9,7 @@ __all__ = ['LEARNED', 'shared_detections', 'run_schedule', 'load_detector', 'run
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rethink_imagenet.evaluation.resampling import (
     verdict,
 )
 from ..networks.graphs import Graphs
-from .plans import Execution, Plan, samples_seen, switch_over
+from .plans import Experiment, Plan, samples_seen, switch_over
 from .pretraining import load_weights
 from rethink_imagenet.training.checkpoints import (
     check_settings,
@@ -118,17 +118,18 @@ def _save_json(path: Path, content: dict[str, Any]) -> None:
             write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
 
-def _about(plan: Plan, arm: str, weights: str, train_set: Dataset, val_set: Dataset, at_once: int) -> dict[str, Any]:
+def _about(experiment: Experiment) -> dict[str, Any]:
     "What a run is: all that its result depends on but the schedule, in which branches of one trunk differ"
-    data: dict[str, Any] = {"train": fingerprint(train_set), "val": fingerprint(val_set)}
-    settings, code = json.loads(json.dumps(asdict(plan))), code_digest("study.studies")
+    train_set = experiment.train_set
+    data: dict[str, Any] = {"train": fingerprint(train_set), "val": fingerprint(experiment.val_set)}
+    settings, code = json.loads(json.dumps(asdict(experiment.plan))), code_digest("study.studies")
     for what, value in (("data set", data), ("version of this library", code), ("plan", settings)):
         the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
     data |= {"keypoint_names": list(train_set.keypoint_names), "skeleton": [list(limb) for limb in train_set.skeleton]}
-    spread = {"processes": world_size(), "at_once": at_once, "code": code}
-    return {"arm": arm, "weights": weights} | data | settings | spread
+    spread = {"processes": world_size(), "at_once": experiment.execution.at_once, "code": code}
+    return {"arm": experiment.arm, "weights": experiment.weights} | data | settings | spread
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -157,75 +158,80 @@ def _begin(folder: Path, about: dict[str, Any], accept: tuple[str, ...]) -> dict
     return from_first(finished)
 
 # %% ../../nbs/63_studies.ipynb #ee0b3c77
+@dataclass(frozen=True)
+class _Training:
+    "A run that is being trained"
+
+    experiment: Experiment
+    n: float  # the schedule, in multiples of 1x
+    folder: Path  # of the run
+    pace: Pace
+    about: dict[str, Any]  # what the run is, to be recognized by
+
+
 def run_schedule(
-    plan: Plan,  # of the experiment
+    experiment: Experiment,  # plan, data, weights, folder, execution
     n: float,  # the schedule, in multiples of 1x
-    folder: Path,  # of the run
-    train_set: Dataset,  # to train on
-    val_set: Dataset,  # to evaluate on
-    weights: str | Path | None = None,  # of the body; None for random initialization
-    trunk: Path | None = None,  # folder of the run to branch off from: the longest, or one without a cascade
-    execution: Execution = Execution(),  # noqa: B008 (it is frozen)
+    name: str = "",  # of the run's folder in that of the experiment; by default such as 6x
+    trunk: str = "",  # name of the run to branch off from: the longest, or one without a cascade
     after: int = 0,  # iterations of the runs that follow, for the time left
 ) -> dict[str, Any]:  # what results.json holds
     "Train and evaluate one arm on one schedule, or take up what is in the folder. Raises InputError or a RunStopped"
-    arm, pace, sets = "pretrained" if weights else "scratch", plan.pace(n, execution, after), (train_set, val_set)
+    plan, execution = experiment.plan, experiment.execution
     the_same_everywhere("kind of device", execution.device.partition(":")[0])
-    about = _about(plan, arm, str(weights or ""), train_set, val_set, execution.at_once)
+    about, folder = _about(experiment), experiment.folder / (name or f"{n:g}x")
+    training = _Training(experiment, n, folder, plan.pace(n, execution, after), about)
     with claimed_together(folder):
         if finished := _begin(folder, about | {"schedule": n}, execution.accept):
             return finished
-        if plan.cascade_last or trunk is not None:
-            _go_on_from(trunk, plan, pace, folder, sets, weights, execution, about)
-        model, log = _trained(plan, pace, folder, sets, weights, execution, about)
-        results = _results(plan, n, arm, train_set, log)
+        if plan.cascade_last or trunk:
+            _go_on_from(experiment.folder / trunk if trunk else None, training)
+        model, log = _trained(training)
+        results = _results(training, log)
         if plan.augmented:
-            results["augmented"] = _evaluate_augmented(plan, model, val_set, folder, execution.workers)
+            results["augmented"] = _evaluate_augmented(plan, model, experiment.val_set, folder, execution.workers)
         _save_json(folder / "results.json", results)
     return results
 
 # %% ../../nbs/63_studies.ipynb #5e1c0b01
-def _initialized(plan: Plan, weights: str | Path | None) -> Detector:
+def _initialized(experiment: Experiment) -> Detector:
     "A new detector from the plan's seed, pre-trained where there are weights. Raises InputError"
-    seed_everything(plan.seed)
-    model = build(plan.detector)
+    seed_everything(experiment.plan.seed)
+    model = build(experiment.plan.detector)
     with together():
-        if weights:
-            load_weights(model, weights)
+        if experiment.weights:
+            load_weights(model, experiment.weights)
         else:
             check_from_scratch(model)
     return model
 
 
-def _trained(
-    plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset], weights: str | Path | None,
-    execution: Execution, about: dict[str, Any],
-) -> tuple[Detector, list[dict[str, Any]]]:  # fmt: skip
+def _trained(training: _Training) -> tuple[Detector, list[dict[str, Any]]]:
     "The detector at the end of a run, and the log of the run"
-    model, (train_set, val_set) = _initialized(plan, weights).to(execution.device), sets
-    keypoints = plan.detector.keypoints > 0
+    experiment, folder = training.experiment, training.folder
+    plan, execution = experiment.plan, experiment.execution
+    model, keypoints = _initialized(experiment).to(execution.device), plan.detector.keypoints > 0
     if execution.graphs and execution.device.startswith("cuda"):
         model.graphs = Graphs(model.backbone)
-    samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
-    evaluate_now = _evaluator(plan, val_set, folder, execution.workers)
-    return model, train(model, samples, pace, folder, evaluate_now, about, execution.workers, execution.accept)
+    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
+    evaluate_now = _evaluator(plan, experiment.val_set, folder, execution.workers)
+    return model, train(
+        model, samples, training.pace, folder, evaluate_now, training.about, execution.workers, execution.accept
+    )
 
 
-def _go_on_from(
-    trunk: Path | None, plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset],
-    weights: str | Path | None, execution: Execution, about: dict[str, Any],
-) -> None:  # fmt: skip
+def _go_on_from(trunk: Path | None, training: _Training) -> None:
     "Give a run its beginning, unless it has one: the trunk's, or that of a run without a cascade"
     with together():
-        begun = is_first() and _has_begun(folder)
+        begun = is_first() and _has_begun(training.folder)
     if from_first(begun):
         return
-    if plan.cascade_last:
-        _switch(plan, pace, folder, sets, weights, trunk, execution, about)
+    if training.experiment.plan.cascade_last:
+        _switch(trunk, training)
     elif trunk is not None:
         with together():
             if is_first():
-                branch_off(trunk, pace.schedule.drops[0], folder)
+                branch_off(trunk, training.pace.schedule.drops[0], training.folder)
 
 
 def _has_begun(folder: Path) -> bool:
@@ -236,32 +242,32 @@ def _has_begun(folder: Path) -> bool:
         return False
 
 
-def _switch(
-    plan: Plan, pace: Pace, folder: Path, sets: tuple[Dataset, Dataset], weights: str | Path | None,
-    trunk: Path | None, execution: Execution, about: dict[str, Any],
-) -> None:  # fmt: skip
+def _switch(trunk: Path | None, training: _Training) -> None:
     "Begin a run with a cascade where one without has come to the switch; train that one first if there is none"
-    plain, before = plan.before_switch, trunk or folder / "before-switch"
-    was = about | json.loads(json.dumps(asdict(plain)))
+    plan, accept, pace = training.experiment.plan, training.experiment.execution.accept, training.pace
+    plain, before = plan.before_switch, trunk or training.folder / "before-switch"
+    was = training.about | json.loads(json.dumps(asdict(plain)))
     if trunk is None:
         with claimed_together(before):
-            _begin(before, was | {"schedule": plan.schedules[0]}, execution.accept)
+            _begin(before, was | {"schedule": plan.schedules[0]}, accept)
             schedule = replace(pace.schedule, iterations=plan.switch_point)
             until = replace(pace, schedule=schedule, after=pace.after + plan.cascade_last)
-            _trained(plain, until, before, sets, weights, execution, was)
+            _trained(_Training(replace(training.experiment, plan=plain), training.n, before, until, was))
     with together():
         if is_first():
-            switch_over(before, plan, folder, was, about, execution.accept)
+            switch_over(before, plan, training.folder, was, training.about, accept)
 
 
-def _results(plan: Plan, n: float, arm: str, train_set: Dataset, log: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(training: _Training, log: list[dict[str, Any]]) -> dict[str, Any]:
     "What a run has come to, from its log"
+    plan, train_set = training.experiment.plan, training.experiment.train_set
     curve = [{"iteration": line["iteration"], **line["evaluation"]} for line in log if "evaluation" in line]
     losses = [[line["iteration"], sum(line["losses"].values())] for line in log if line.get("losses")]
-    iterations, keypoints = plan.schedule(n).iterations, plan.detector.keypoints > 0
-    results = {"arm": arm, "schedule": n, "iterations": iterations}
+    iterations, keypoints = plan.schedule(training.n).iterations, plan.detector.keypoints > 0
+    results = {"arm": training.experiment.arm, "schedule": training.n, "images_of": len(train_set)}
+    results |= {"seed": plan.seed, "iterations": iterations}
     results |= samples_seen(train_set, plan.batch * iterations, plan.short, plan.long, keypoints)
-    results |= {"seconds": round(log[-1]["seconds"], 1), "seed": plan.seed}
+    results |= {"seconds": round(log[-1]["seconds"], 1)}
     results |= {key: value for key, value in curve[-1].items() if key != "iteration"}
     return results | {"curve": curve, "losses": losses}
 
@@ -286,28 +292,22 @@ def load_detector(
 
 # %% ../../nbs/63_studies.ipynb #d5ae5b21
 def run_family(
-    plan: Plan,  # of the experiment
-    folder: Path,  # for a folder of each run
-    train_set: Dataset,  # to train on
-    val_set: Dataset,  # to evaluate on
-    weights: str | Path | None = None,  # of the body; None for random initialization
+    experiment: Experiment,  # plan, data, weights, folder, execution
     prefix: str = "",  # of the runs' names, before 6x
     only: float | None = None,  # the one schedule to train
-    execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     after: int = 0,  # iterations of other arms that follow, for the time left
 ) -> list[dict[str, Any]]:  # what results.json of each run holds
     "Train and evaluate one arm on all schedules, the longest first. Raises InputError or a RunStopped"
-    longest, results = max(plan.schedules), []
-    left = sorted(plan.schedules if only is None else [only], reverse=True)
+    plan, results = experiment.plan, []
+    longest, left = max(plan.schedules), sorted(plan.schedules if only is None else [only], reverse=True)
     if only is None:
-        say(f"{prefix.rstrip('-') or ('from scratch' if weights is None else 'pre-trained')}: {plan.family}")
+        say(f"{prefix.rstrip('-') or ('pre-trained' if experiment.weights else 'from scratch')}: {plan.family}")
     while left:
         n = left.pop(0)
         tails = [plan.schedule(m) for m in left]
         follow = after + sum(schedule.iterations - schedule.drops[0] for schedule in tails)
-        trunk = None if n == longest else folder / f"{prefix}{longest:g}x"
-        where = folder / f"{prefix}{n:g}x"
-        results.append(run_schedule(plan, n, where, train_set, val_set, weights, trunk, execution, follow))
+        trunk = "" if n == longest else f"{prefix}{longest:g}x"
+        results.append(run_schedule(experiment, n, f"{prefix}{n:g}x", trunk, follow))
     return results
 
 # %% ../../nbs/63_studies.ipynb #ce4e107b
@@ -376,35 +376,31 @@ def judge(
 
 # %% ../../nbs/63_studies.ipynb #d0a4a1d9
 def compare(
-    plan: Plan,  # of the comparison
-    train_set: Dataset,  # to train on
-    val_set: Dataset,  # to evaluate on
-    folder: str | Path,  # of the comparison; what is finished in it is not done again
-    weights: str | Path,  # of the pre-trained arm's body: a file or a tag of timm
+    experiment: Experiment,  # the pre-trained arm's; what is finished in its folder is not done again
     command: str = "",  # that was typed, for the record
-    execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     margin: float = MARGIN,  # AP; a smaller loss does not matter
     tuning: dict[str, Any] | None = None,  # record of the search that the plan came from
 ) -> dict[str, Any]:  # what results.json holds
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
-    folder, sets = Path(folder), (train_set, val_set)
+    plan = experiment.plan
     with together():
-        cost = {"weights": str(weights), **load_weights(build(plan.detector), weights)}
-    runs = run_family(plan, folder, *sets, None, "scratch-", None, execution, plan.family.iterations)
-    runs += run_family(plan, folder, *sets, weights, "pretrained-", None, execution)
+        cost = {"weights": experiment.weights, **load_weights(build(plan.detector), experiment.weights)}
+    runs = run_family(replace(experiment, weights=""), "scratch-", after=plan.family.iterations)
+    runs += run_family(experiment, "pretrained-")
     with together():
-        results = _judged(plan, runs, sets, folder, cost, command, margin, tuning) if is_first() else {}
-    _save_json(folder / "results.json", results)
+        results = _judged(experiment, runs, cost, command, margin, tuning) if is_first() else {}
+    _save_json(experiment.folder / "results.json", results)
     return from_first(results)
 
 
 def _judged(
-    plan: Plan, runs: list[dict[str, Any]], sets: tuple[Dataset, Dataset], folder: Path, cost: dict[str, Any],
+    experiment: Experiment, runs: list[dict[str, Any]], cost: dict[str, Any],
     command: str, margin: float, tuning: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     "What all runs show"
-    (train_set, val_set), kinds = sets, [kind for kind in ("box", "mask", "keypoint") if kind in runs[0]]
-    differences = {kind: difference_of(runs, folder, val_set, kind) for kind in kinds}
+    train_set, val_set = experiment.train_set, experiment.val_set
+    kinds = [kind for kind in ("box", "mask", "keypoint") if kind in runs[0]]
+    differences = {kind: difference_of(runs, experiment.folder, val_set, kind) for kind in kinds}
     return {
         "runs": sorted(runs, key=lambda run: (run["arm"] != "scratch", run["schedule"])),
         "verdict": judge(runs, differences["box"], cost, margin),
@@ -412,7 +408,7 @@ def _judged(
         "costs": costs(runs, cost),
         "pretraining": cost,
         "data": {"train": str(train_set.source), "val": str(val_set.source), "images": len(val_set)},
-        "plan": asdict(plan),
+        "plan": asdict(experiment.plan),
         "versions": {
             "rethink_imagenet": version("rethink_imagenet"),
             "code": code_digest("study.studies"),

@@ -64,7 +64,7 @@ from rethink_imagenet.study.figures import (
     with_weights,
     write_figure,
 )
-from ..study.plans import Execution, Plan
+from ..study.plans import Execution, Experiment, Plan
 from ..study.plans import dry_run as describe_run
 from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
@@ -595,9 +595,10 @@ def rethink_compare(
     train_set, val_set = sets or _embedded(folder, subset, seed)
     source = weights or _pretrained(folder, crops, side, epochs, plan, execution)
     command, tuning = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), None
+    experiment = Experiment(plan, train_set, val_set, folder, source, execution)
     if values:
-        plan, tuning = tune(plan, values, train_set, val_set, folder / "tuning", source, execution)
-    results = compare(plan, train_set, val_set, folder, source, command, execution, margin, tuning)
+        plan, tuning = tune(experiment, values)
+    results = compare(replace(experiment, plan=plan), command, margin, tuning)
     if is_first():
         verdict = results["verdict"]
         print(f"\n{text_table(results)}\n\n{verdict['sentence']}\n{verdict['statement']}\n\n{write_report(folder)}")
@@ -726,7 +727,7 @@ def rethink_train(
         return
     train_set, val_set = sets or _embedded(folder, subset, seed)
     say(f"training on {execution.device}, {plan.batch} images an iteration")
-    results = run_family(plan, folder, train_set, val_set, weights or None, only=only or None, execution=execution)
+    results = run_family(Experiment(plan, train_set, val_set, folder, weights, execution), only=only or None)
     if is_first():
         table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
