@@ -65,7 +65,6 @@ from rethink_imagenet.study.figures import (
     write_figure,
 )
 from ..study.plans import Execution, Experiment, Plan
-from ..study.plans import dry_run as describe_run
 from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
@@ -89,6 +88,7 @@ from rethink_imagenet.study.recipes import (
 )
 from ..study.report import text_table, write_report
 from ..study.studies import compare, load_detector, run_family, shared_detections
+from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
 from .pictures import write_pictures
 from ..training.checkpoints import check_settings, claimed, write_atomically
