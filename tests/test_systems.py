@@ -54,7 +54,7 @@ from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study import pretraining
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
-from rethink_imagenet.study.studies import compare
+from rethink_imagenet.study.verdicts import compare
 from rethink_imagenet.study.weights import read_weights
 
 Sample = Callable[[str], Path]
