@@ -24,12 +24,14 @@ from .evaluation.average_precision import evaluate_coco as evaluate_coco
 from .evaluation.average_precision import evaluate_voc as evaluate_voc
 from .evaluation.resampling import paired_bootstrap as paired_bootstrap
 from .evaluation.resampling import verdict as verdict
+from .study.plans import Execution as Execution
+from .study.plans import Experiment as Experiment
 from .study.plans import Plan as Plan
 from .study.pretraining import load_weights as load_weights
 from .study.pretraining import pretrain as pretrain
 from .study.recipes import RECIPES as RECIPES
-from .study.studies import compare as compare
 from .study.studies import load_detector as load_detector
+from .study.verdicts import compare as compare
 from .tools.conversion import load_published as load_published
 from .training.loop import train as train
 from .training.schedules import Family as Family

@@ -22,7 +22,7 @@ from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.average_precision import evaluate
 from rethink_imagenet.networks.backbones import Body
-from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli
 from rethink_imagenet.training import loop as training
@@ -399,7 +399,7 @@ def test_a_gpu_that_is_full(
     if name == "predict":
         train, val = read_splits(scenes)
         plan = Plan(replace(DEMO, num_classes=len(train.category_ids)), (2,), 1, batch=2, short=(64, 64), long=64)
-        run_schedule(plan, 2, tmp_path / "run", train, val, execution=Execution(workers=0))
+        run_schedule(Experiment(plan, train, val, tmp_path, execution=Execution(workers=0)), 2, "run")
         data |= {"model": str(tmp_path / "run")}
     elif name == "run_family":
         data |= {"model": "demo"}

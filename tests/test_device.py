@@ -25,7 +25,8 @@ from rethink_imagenet.detection.conventions import DETECTRON2, TORCHVISION
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import predict
-from rethink_imagenet.study.plans import Plan, switch_over
+from rethink_imagenet.study.plans import Plan
+from rethink_imagenet.study.studies import switch_over
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
 from rethink_imagenet.training.loop import Pace, Run, train
 from rethink_imagenet.training.schedules import Schedule

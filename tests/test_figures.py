@@ -14,9 +14,10 @@ from rethink_imagenet.data.scenes import write_crops
 from rethink_imagenet.detection.detectors import build
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.networks.vgg import VGGBody
-from rethink_imagenet.study.figures import compare_figure, parts_of, table_of
+from rethink_imagenet.study.figures import compare_figure, parts_of
 from rethink_imagenet.study.plans import Execution
 from rethink_imagenet.study.recipes import RECIPES, group_named, miniature, read_data
+from rethink_imagenet.study.report import table_of
 from rethink_imagenet.tools.cli import rethink_compare
 
 Sample = Callable[[str], Path]

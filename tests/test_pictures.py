@@ -22,7 +22,7 @@ from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, Pass, WholeSamples
 from rethink_imagenet.evaluation.average_precision import evaluate_coco, predict, write_submission
-from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools.pictures import bitmap, draw_detections, write_pictures
 
@@ -136,7 +136,7 @@ def test_the_skeleton_travels_from_the_annotations_to_the_picture(
     scenes = read_coco(write_scenes(tmp_path / "scenes", train=12, val=1) / "annotations/instances_train.json")
     config = replace(DEMO, masks=False, keypoints=len(KEYPOINTS))
     plan = Plan(config, (1,), unit=1, batch=2, short=(96, 96), long=96, evaluations=1)
-    run_schedule(plan, 1, tmp_path / "1x", scenes, scenes, execution=Execution(workers=0))
+    run_schedule(Experiment(plan, scenes, scenes, tmp_path, execution=Execution(workers=0)), 1)
     photo = scenes.folder / str(scenes.file_names[0])
     done = command("rethink_detect", "1x", photo, "--score", 0, "--out", "seen")
     assert done.returncode == 0, done.stderr

@@ -54,9 +54,9 @@ from rethink_imagenet.detection.detectors import (
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study import pretraining
-from rethink_imagenet.study.plans import Execution, Plan
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
-from rethink_imagenet.study.studies import compare
+from rethink_imagenet.study.verdicts import compare
 from rethink_imagenet.study.weights import read_weights
 
 Sample = Callable[[str], Path]
@@ -478,7 +478,7 @@ def test_both_arms_of_vgg_are_compared(vgg_weights: Path, tmp_path: Path, monkey
     sets = read_splits(write_scenes(tmp_path / "scenes", train=8, val=2))
     small = {"hidden": 64, "anchor_scales": (2, 4), "pre_nms": (100, 100), "box_number": 16}
     plan = Plan(replace(VGG16, num_classes=8, **small), (2,), unit=1, batch=2, short=(96, 96), long=96, evaluations=1)
-    results = compare(plan, *sets, tmp_path / "out", vgg_weights, execution=Execution(workers=0))
+    results = compare(Experiment(plan, *sets, tmp_path / "out", str(vgg_weights), Execution(workers=0)))
     assert {run["arm"] for run in results["runs"]} == {"scratch", "pretrained"}
     assert results["pretraining"]["images"] == 8 and results["verdict"]["difference"] is not None
     model = build(plan.detector)

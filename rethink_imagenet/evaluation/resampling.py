@@ -249,8 +249,14 @@ class Verdict:
     "What a difference shows about a first arm against a second one"
 
     word: str  # "better", "no worse", "worse" or "undecided"
-    statement: str  # what was shown, what was not, and what the interval covers
+    sentence: str  # the word, with the difference and its interval
+    shown: str  # what was shown, what was not, and what the interval covers
     margin: float  # AP
+
+    @property
+    def statement(self) -> str:
+        "All of it"
+        return f"{self.sentence} {self.shown}"
 
 
 def _shown(word: str, low: float, high: float, margin: float) -> str:
@@ -295,7 +301,7 @@ def verdict(
     over = f" over {images:,} images" if images is not None else ""
     figures = f"{difference:+.2f} {what}, {100 * level:g} % interval {low:+.2f} to {high:+.2f}{over}, margin {margin:g}"
     said = f"{open_claim if word == 'undecided' else claim} ({figures})."
-    return Verdict(word, f"{said} {_shown(word, low, high, margin)} {_covered(runs)}", margin)
+    return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}", margin)
 
 # %% ../../nbs/53_resampling.ipynb #ac6bb264
 def catches_up(

@@ -11,12 +11,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
-from ..data.datasets import Dataset
 from ..errors import InputError, nearest
-from .plans import Execution, Plan
+from .plans import Experiment, Plan
 from .studies import run_schedule
 from ..training.checkpoints import write_atomically
 from ..training.processes import is_first, say, together
@@ -62,24 +60,20 @@ def _value(name: str, word: str) -> Value:
 
 # %% ../../nbs/65_tuning.ipynb #03826f12
 def tune(
-    plan: Plan,  # of the comparison to come
-    grid: Mapping[str, Sequence[Value]],  # values of its fields to try
-    train_set: Dataset,  # to train on
-    val_set: Dataset,  # to choose by
-    folder: Path,  # for a folder of each run and tuning.json
-    weights: str | Path,  # of the pre-trained arm's body
-    execution: Execution = Execution(),  # noqa: B008 (it is frozen)
+    experiment: Experiment,  # the pre-trained arm's of the comparison to come
+    grid: Mapping[str, Sequence[Value]],  # values of the fields of its plan to try
 ) -> tuple[Plan, dict[str, Any]]:  # the plan with the values that won, and the record
     "Grid search on the pre-trained arm; what is finished is not done again. Raises InputError or a RunStopped"
-    tried, length = [], max(plan.schedules)
+    plan, folder, tried = experiment.plan, experiment.folder / "tuning", []
+    length = max(plan.schedules)
     combinations: list[dict[str, Any]] = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     for number, values in enumerate(combinations, 1):
         name = ",".join(f"{key}={_told(value)}" for key, value in values.items())
         say(f"{number} of {len(combinations)}: {name}")
-        one = replace(plan, schedules=(length,), **values)
-        run = run_schedule(one, length, folder / name, train_set, val_set, weights, None, execution)
+        one = replace(experiment, plan=replace(plan, schedules=(length,), **values), folder=folder)
+        run = run_schedule(one, length, name)
         tried.append({"values": {key: _told(value) for key, value in values.items()}, "box": run["box"]["ap"]})
     best = max(range(len(tried)), key=lambda i: tried[i]["box"] or 0.0)
     edges = [

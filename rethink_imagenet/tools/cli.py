@@ -46,18 +46,8 @@ from rethink_imagenet.evaluation.average_precision import (
     write_submission,
 )
 from ..networks.backbones import Body
-from rethink_imagenet.study.figures import (
-    caution_of,
-    compare_figure,
-    parts_of,
-    sources_for,
-    table_of,
-    title_of,
-    with_weights,
-    write_figure,
-)
-from ..study.plans import Execution, Plan
-from ..study.plans import dry_run as describe_run
+from ..study.figures import compare_figure, parts_of, sources_for, with_weights
+from ..study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
@@ -79,9 +69,11 @@ from rethink_imagenet.study.recipes import (
     recipe_named,
     seconds_an_iteration,
 )
-from ..study.report import text_table, write_report
-from ..study.studies import compare, load_detector, run_family, shared_detections
+from ..study.report import caution_of, text_report, text_table, write_report
+from ..study.studies import load_detector, run_family, shared_detections
+from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
+from ..study.verdicts import compare
 from .pictures import write_pictures
 from ..training.checkpoints import check_settings, claimed, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, joined, speaks, workers_for
@@ -481,9 +473,7 @@ def _compare_figure(
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     results = compare_figure(with_weights(parts, sources), folder, scale, command, execution, margin)
     if is_first():
-        told = "\n".join(one["statement"] for one in results["differences"])
-        print(f"\n{title_of(results)}\n{aligned(table_of(results))}\n\n{told}\n\n{caution_of(results)}")
-        print(write_figure(folder))
+        print(f"\n{text_report(results)}\n{write_report(folder)}")
 
 # %% ../../nbs/72_cli.ipynb #dc72e4af
 @console
@@ -588,12 +578,12 @@ def rethink_compare(
     train_set, val_set = sets or _embedded(folder, subset, seed)
     source = weights or _pretrained(folder, crops, side, epochs, plan, execution)
     command, tuning = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), None
+    experiment = Experiment(plan, train_set, val_set, folder, source, execution)
     if values:
-        plan, tuning = tune(plan, values, train_set, val_set, folder / "tuning", source, execution)
-    results = compare(plan, train_set, val_set, folder, source, command, execution, margin, tuning)
+        plan, tuning = tune(experiment, values)
+    results = compare(replace(experiment, plan=plan), command, margin, tuning)
     if is_first():
-        verdict = results["verdict"]
-        print(f"\n{text_table(results)}\n\n{verdict['sentence']}\n{verdict['statement']}\n\n{write_report(folder)}")
+        print(f"\n{text_report(results)}\n\n{write_report(folder)}")
 
 # %% ../../nbs/72_cli.ipynb #fae86411
 @console
@@ -719,7 +709,7 @@ def rethink_train(
         return
     train_set, val_set = sets or _embedded(folder, subset, seed)
     say(f"training on {execution.device}, {plan.batch} images an iteration")
-    results = run_family(plan, folder, train_set, val_set, weights or None, only=only or None, execution=execution)
+    results = run_family(Experiment(plan, train_set, val_set, folder, weights, execution), only=only or None)
     if is_first():
         table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
@@ -933,8 +923,7 @@ def rethink_report(
 
     rethink_report runs/compare
     """
-    of_figure = "figure" in (_settings_in(Path(folder)) or {})
-    print((write_figure if of_figure else write_report)(Path(folder)))
+    print(write_report(Path(folder)))
 
 # %% ../../nbs/72_cli.ipynb #db8c6715
 @console
