@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 LINK = re.compile(r"\[([^]]+)\]\(([^)\s#]+)(?:#[^)]*)?\)")
-# Settings of other systems that the text names; everything else in backticks is ours or in our code.
-OF_OTHERS = {"NORMALIZE_BY_VISIBLE_KEYPOINTS", "INFERENCE_MIN_SIZE"}
+# Names of other systems; everything else in backticks is ours or in our code.
+OF_OTHERS = {"NORMALIZE_BY_VISIBLE_KEYPOINTS", "INFERENCE_MIN_SIZE", "stages", "stages_0", "0"}
 
 
 @cache
