@@ -296,10 +296,10 @@ def _heads_with_fc6_fc7(detector: Detector) -> list[BoxHead]:
 
 def _check_pixels(rules: Conventions, source: Path) -> None:
     "Raises InputError if a detector sees other pixels than those that a file says its weights were trained with"
-    told = json.loads(metadata_of(source).get("pixels", "null"))
-    if told and told != [list(rules.pixel_mean), list(rules.pixel_std)]:
+    recorded = json.loads(metadata_of(source).get("pixels", "null"))
+    if recorded and recorded != [list(rules.pixel_mean), list(rules.pixel_std)]:
         raise InputError(
-            f"{source}: trained with pixels of mean and deviation {told}, but the detector normalizes them by "
+            f"{source}: trained with pixels of mean and deviation {recorded}, but the detector normalizes them by "
             f"{[list(rules.pixel_mean), list(rules.pixel_std)]}; take `pixel_statistics` of the file"
         )
 
@@ -332,8 +332,8 @@ def pixel_statistics(
     if not source:
         return _usual_pixels(backbone)
     if _is_file(source):
-        told = json.loads(metadata_of(Path(source)).get("pixels", "null"))
-        return (tuple(told[0]), tuple(told[1])) if told else _usual_pixels(backbone)
+        recorded = json.loads(metadata_of(Path(source)).get("pixels", "null"))
+        return (tuple(recorded[0]), tuple(recorded[1])) if recorded else _usual_pixels(backbone)
     _check_tag(str(source))
     config: Any = timm.get_pretrained_cfg(str(source))
     return tuple(config.mean), tuple(config.std)

@@ -340,10 +340,10 @@ def find(
     *words: str,  # such as figure5, scratch, tta; upper and lower case are the same
 ) -> list[Recipe]:
     "The recipes in which each word occurs. Raises InputError where there is none"
-    told = {
+    texts = {
         r.name: f"{r.name} {r.source} {r.arm} {r.data} {r.base.detector.backbone}".lower() for r in RECIPES.values()
     }
-    found = [RECIPES[name] for name, text in told.items() if all(word.lower() in text for word in words)]
+    found = [RECIPES[name] for name, text in texts.items() if all(word.lower() in text for word in words)]
     if not found:
         raise InputError(f"no recipe has all of: {', '.join(words)}; without words all are listed")
     return found
