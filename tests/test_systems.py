@@ -458,7 +458,7 @@ def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretraining, "VGG16", replace(VGG16, hidden=64))
         crops = write_crops(folder / "crops", number=96)
-        return pretraining.pretrain(crops, folder, "vgg16", "none", epochs=0.1, batch=4, side=32, workers=0)
+        return pretraining.pretrain(crops, folder, pretraining.Pretraining("vgg16", "none", 0.1, 4, side=32), workers=0)
 
 
 def test_a_miniature_of_vgg_begins_from_our_weights(vgg_weights: Path, sample_data: Sample, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..data.transforms import resized_size
 from ..detection.detectors import DetectorConfig
 from ..errors import InputError
 from ..training.loop import Pace, UpdateSettings
-from ..training.schedules import Family, Schedule
+from ..training.schedules import Family, Schedule, linear_rate
 
 # %% ../../nbs/62_plans.ipynb #1cc208a4
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Plan:
         n: float,  # in multiples of 1x
     ) -> Schedule:
         "The n× schedule at this plan's unit, rate and batch"
-        rate = self.rate * self.batch / 16
+        rate = linear_rate(self.rate, self.batch)
         rules = self.detector.conventions
         return Schedule.times(n, self.unit, rate, self.factor, rules.warmup, rules.warmup_factor)
 

@@ -195,11 +195,11 @@ def _figures(**kinds: tuple[float, ...]) -> dict[str, dict[str, float]]:
 
 
 def _recipe(
-    source: str, group: str, system: str, arm: str, n: float, plan: Plan, data: str = "coco",
+    source: str, system: str, arm: str, n: float, plan: Plan, data: str = "coco",
     paper: dict[str, dict[str, float]] | None = None, remarks: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
-    "A recipe, named after its group, its system, its arm and its length"
-    name = f"{group}/{system}-{arm}-{n:g}x"
+    "A recipe, named after its group and its system (such as table1/r50-gn), its arm and its length"
+    name = f"{system}-{arm}-{n:g}x"
     return Recipe(name, source, arm, data, replace(plan, schedules=(n,)), paper or {}, remarks)
 
 
@@ -209,12 +209,12 @@ def _plan(body: str, norm: str = "gn", **fields: Any) -> Plan:
 
 
 _TABLE1 = [
-    _recipe("Table 1", "table1", f"{body}-gn", arm, n, _plan(body), paper=_figures(box=(ap,)))
+    _recipe("Table 1", f"table1/{body}-gn", arm, n, _plan(body), paper=_figures(box=(ap,)))
     for (body, arm), values in _AP.items()
     for n, ap in zip(_LADDER, values, strict=True)
 ]
 _TABLE2 = [
-    _recipe("Table 2", "table2", f"{body}-gn", arm, n, _plan(body), paper=_figures(box=box, mask=mask))
+    _recipe("Table 2", f"table2/{body}-gn", arm, n, _plan(body), paper=_figures(box=box, mask=mask))
     for (body, arm), (n, box, mask) in _BEST.items()
 ]
 
@@ -225,7 +225,7 @@ _CURVES = [
     for recipe in _TABLE1
     if f"/{body}" in recipe.name
 ] + [
-    _recipe("Figure 4", "figure4", "r50-syncbn", arm, n, _plan("r50", "syncbn"),
+    _recipe("Figure 4", "figure4/r50-syncbn", arm, n, _plan("r50", "syncbn"),
             paper=_figures(box=(ap,)) if n == 6 else None)
     for arm, ap in (("scratch", 39.3), ("pretrained", 39.0))
     for n in _LADDER
@@ -262,14 +262,14 @@ _TABLE3_AP = {
     ("x152", "-cascade-aug-tta", "pretrained"): _figures(box=(50.3,), mask=(42.5,)),
 }
 _FIGURE5 = [
-    _recipe("Figure 5", "figure5", f"{body}-gn{step}", arm, *_enhanced(body, arm, step),
+    _recipe("Figure 5", f"figure5/{body}-gn{step}", arm, *_enhanced(body, arm, step),
             paper=_FIGURE5_AP.get((body, step, arm)))
     for body in ("r50", "r101")
     for step in _STEPS
     for arm in _ARMS
 ]  # fmt: skip
 _TABLE3 = [
-    _recipe("Table 3" if arm == "scratch" else "Sec. 5.1", "table3", f"{body}-gn{step}", arm,
+    _recipe("Table 3" if arm == "scratch" else "Sec. 5.1", f"table3/{body}-gn{step}", arm,
             *_enhanced(body, arm, step), paper=paper)
     for (body, step, arm), paper in _TABLE3_AP.items()
 ]  # fmt: skip
@@ -277,13 +277,13 @@ _TABLE3 = [
 # %% ../../nbs/66_recipes.ipynb #a1700017
 _PERSONS = Plan(DetectorConfig(num_classes=1, masks=False, keypoints=17))
 _FIGURE6 = [
-    _recipe("Figure 6", "figure6", "r50-gn-keypoints", arm, n, _PERSONS, "coco-keypoints",
+    _recipe("Figure 6", "figure6/r50-gn-keypoints", arm, n, _PERSONS, "coco-keypoints",
             _figures(keypoint=(ap,)) if n == 2 else None)
     for arm, ap in (("scratch", 65.6), ("pretrained", 65.5))
     for n in (2, 3)
 ]  # fmt: skip
 _VGG = [
-    _recipe("Sec. 5.1", "section5.1", "vgg16", arm, n, Plan(VGG16, short=(640, 800)), paper=_figures(box=(ap,)))
+    _recipe("Sec. 5.1", "section5.1/vgg16", arm, n, Plan(VGG16, short=(640, 800)), paper=_figures(box=(ap,)))
     for arm, n, ap in (("pretrained", 9, 35.6), ("scratch", 11, 35.2))
 ]
 
@@ -302,12 +302,12 @@ _FEWER = [
     ("Figure 8", "figure8", "1k", "scratch", 11, replace(_LESS, unit=5_000), 3.5),
 ]
 _FIGURE7_8 = [
-    _recipe(source, group, f"r50-gn-{size}", arm, n, plan, f"coco-{size.split('-')[0]}",
+    _recipe(source, f"{group}/r50-gn-{size}", arm, n, plan, f"coco-{size.split('-')[0]}",
             _figures(box=(ap,)) if ap else None, _OPEN_LENGTH if plan.unit <= 10_000 or ap is None else ())
     for source, group, size, arm, n, plan, ap in _FEWER
 ]  # fmt: skip
 _VOC = [
-    _recipe("Sec. 5.2", "section5.2", "voc-r101-gn", arm, n,
+    _recipe("Sec. 5.2", "section5.2/voc-r101-gn", arm, n,
             Plan(DetectorConfig(20, "resnet101", masks=False), unit=9_000, short=(640, 800)), "voc",
             {"voc": {"map": value}})
     for arm, n, value in (("pretrained", 2, 82.7), ("scratch", 16, 77.6))
@@ -343,10 +343,10 @@ def find(
     *words: str,  # such as figure5, scratch, tta; upper and lower case are the same
 ) -> list[Recipe]:
     "The recipes in which each word occurs. Raises InputError where there is none"
-    told = {
+    texts = {
         r.name: f"{r.name} {r.source} {r.arm} {r.data} {r.base.detector.backbone}".lower() for r in RECIPES.values()
     }
-    found = [RECIPES[name] for name, text in told.items() if all(word.lower() in text for word in words)]
+    found = [RECIPES[name] for name, text in texts.items() if all(word.lower() in text for word in words)]
     if not found:
         raise InputError(f"no recipe has all of: {', '.join(words)}; without words all are listed")
     return found

@@ -154,7 +154,10 @@ def _evaluate_augmented(plan: Plan, model: Detector, val: Dataset, folder: Path,
     return _figures(plan, val, found, folder / "detections_augmented.json")
 
 # %% ../../nbs/63_studies.ipynb #696d6c65
-def save_json(path: Path, content: dict[str, Any]) -> None:
+def save_json(
+    path: Path,  # of the file
+    content: dict[str, Any],  # fit for json
+) -> None:
     "Write a json that is either whole or not there, by the first process"
     with together():
         if is_first():

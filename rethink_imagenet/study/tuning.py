@@ -70,11 +70,11 @@ def tune(
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     for number, values in enumerate(combinations, 1):
-        name = ",".join(f"{key}={_told(value)}" for key, value in values.items())
+        name = ",".join(f"{key}={_spelled(value)}" for key, value in values.items())
         say(f"{number} of {len(combinations)}: {name}")
         one = replace(experiment, plan=replace(plan, schedules=(length,), **values), folder=folder)
         run = run_schedule(one, length, name)
-        tried.append({"values": {key: _told(value) for key, value in values.items()}, "box": run["box"]["ap"]})
+        tried.append({"values": {key: _spelled(value) for key, value in values.items()}, "box": run["box"]["ap"]})
     best = max(range(len(tried)), key=lambda i: tried[i]["box"] or 0.0)
     edges = [
         key for key, values in grid.items() if len(values) > 2 and combinations[best][key] in (values[0], values[-1])
@@ -87,6 +87,6 @@ def tune(
     return replace(plan, **combinations[best]), record
 
 
-def _told(value: Value) -> str:
+def _spelled(value: Value) -> str:
     "A value as the grid spells it"
     return "-".join(map(str, value)) if isinstance(value, tuple) else repr(value)

@@ -179,7 +179,7 @@ def _body(study: Study, row: dict[str, Any]) -> str:
     return study.arm_named(row["training"]).experiment.plan.detector.backbone
 
 
-def _judged(
+def _verdicts_on(
     study: Study, pairs: list[Pair], kinds: Sequence[str], runs: dict[str, dict[str, Any]],
     pretraining: dict[str, dict[str, Any]], margin: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
@@ -210,8 +210,8 @@ def conclude(
     return {
         "rows": rows,
         "runs": runs,
-        "differences": _judged(study, ends, kinds, run_in, pretraining, margin),
-        "verdicts": _judged(study, ladder_of(rows), kinds[:1], run_in, pretraining, margin),
+        "differences": _verdicts_on(study, ends, kinds, run_in, pretraining, margin),
+        "verdicts": _verdicts_on(study, ladder_of(rows), kinds[:1], run_in, pretraining, margin),
         "costs": spent,
         "pretraining": pretraining,
         "margin": margin,

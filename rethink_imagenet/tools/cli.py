@@ -51,6 +51,7 @@ from ..study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
+    Pretraining,
     load_weights,
     pixel_statistics,
     pretrain,
@@ -381,8 +382,8 @@ def _pretrained(
             write_crops(source)
     say(f"pre-training {plan.detector.backbone} on {source}")
     backbone, norm = plan.detector.backbone, plan.detector.norm
-    pretrain(source, folder / name, backbone, norm, epochs, 64, side=side, seed=plan.seed,
-             device=execution.device, workers=execution.workers, accept=execution.accept)  # fmt: skip
+    settings = Pretraining(backbone, norm, epochs, 64, side=side, seed=plan.seed)
+    pretrain(source, folder / name, settings, execution.device, execution.workers, execution.accept)
     return str(weights)
 
 # %% ../../nbs/72_cli.ipynb #19c20a02
@@ -758,8 +759,8 @@ def rethink_pretrain(
             prepare_folder(folder, config | {"side": side, "seed": seed}, resume, overwrite, [data], execution.accept)
             if not source.exists():
                 write_crops(source)
-    weights = pretrain(source, folder / "run", backbone, norm, epochs, batch, rate, side, seed, target,
-                       execution.workers, execution.accept)  # fmt: skip
+    settings = Pretraining(backbone, norm, epochs, batch, rate, side, seed)
+    weights = pretrain(source, folder / "run", settings, target, execution.workers, execution.accept)
     if is_first():
         results = json.loads((folder / "run" / "results.json").read_text())
         print(f"accuracy {results['top1']:.1f} % on held back images, {results['seconds']:.0f} s\n{weights}")
