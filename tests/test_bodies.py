@@ -1,5 +1,6 @@
 """Bodies of every family that timm has: a step of training, a detection, real weights, names that are refused."""
 
+import copy
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.detection.detectors import SMALL, build
@@ -99,3 +101,18 @@ def test_command(tmp_path: Path, name: str) -> None:
     done = subprocess.run([str(COMMAND), *words, *size, "--device", "cpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "2x" / "results.json").exists()
+
+
+def test_a_body_is_one_thing() -> None:
+    """A norm that is replaced in a body, its mode and a copy of it concern the network that computes."""
+    body = Body("resnet18", "syncbn")
+    assert body.eval().network.bn1 is body.bn1 and not body.network.bn1.training
+    body.bn1 = nn.BatchNorm2d(64)
+    assert body.network.bn1 is body.bn1
+    twin = copy.deepcopy(body)
+    assert twin.network.bn1 is twin.bn1 is not body.bn1
+
+
+def test_a_network_without_a_norm_has_none() -> None:
+    with pytest.raises(InputError, match="no normalization that gn could replace"):
+        Body("dm_nfnet_f0", "gn")

@@ -157,12 +157,15 @@ def _in_place_of(old: Any, layer: Callable[[int], nn.Module]) -> nn.Module:
     return new if activation is None or type(activation) is nn.Identity else _WithActivation(new, activation)
 
 
-def _replace_norms(network: nn.Module, layer: Callable[[int], nn.Module]) -> None:
-    "Put another normalization in the place of each that a network has"
+def _replace_norms(network: nn.Module, layer: Callable[[int], nn.Module]) -> int:
+    "Put another normalization in the place of each that a network has; how many there were"
+    replaced = 0
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
                 setattr(parent, name, _in_place_of(child, layer))
+                replaced += 1
+    return replaced
 
 # %% ../../nbs/23_backbones.ipynb #8df108cf
 _STRIDES = (4, 8, 16, 32)
@@ -221,19 +224,21 @@ class Body(nn.Module):
         layer, network = norm_layer(norm), _network(name)
         self.name, self.fill, self.residual = name, fill, isinstance(network, FeatureListNet) and "layer4" in network
         self.channels: list[int] = network.feature_info.channels()
-        _replace_norms(network, layer)
+        if not _replace_norms(network, layer) and norm != "none":
+            raise InputError(f'backbone "{name}" has no normalization that {norm} could replace; its norm is none')
         if self.residual:
             _prepare_residual(network, stride_in_1x1)
         elif stride_in_1x1:
             raise InputError(f'backbone "{name}" has no bottleneck whose stride could be in its 1x1 convolution')
-        for child_name, child in network.named_children():
-            self.add_module(child_name, child)
-        self.__dict__["network"] = network  # not a layer of its own: all of its layers are here already
-        self.reset_parameters()
+        self.__dict__ |= {"network": network, "_modules": network._modules}  # the same layers, by timm's names
+        if self.residual:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        "A residual network's convolutions random, biases zero, every norm at gamma 1 and beta 0, none at zero"
-        for layer in self.modules() if self.residual else ():
+        "A residual network's convolutions random, biases zero, every norm at gamma 1 and beta 0. Raises InputError"
+        if not self.residual:
+            raise InputError(f'backbone "{self.name}" starts as timm starts it; make a new one to start again')
+        for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 FILLS[self.fill](layer)
             elif isinstance(layer, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):

@@ -30,7 +30,7 @@ from ..detection.box_head import BoxHead
 from ..detection.conventions import DETECTRON, Conventions
 from ..detection.detectors import VGG16, Detector
 from ..errors import InputError, nearest
-from ..networks.backbones import Body, xavier_fill
+from ..networks.backbones import OWN, Body, xavier_fill
 from ..networks.pyramids import body_named
 from ..networks.vgg import VGGBackbone, VGGBody
 from .weights import as_body, metadata_of, read_weights
@@ -326,6 +326,18 @@ def load_weights(
     return json.loads(metadata_of(path).get("cost", "{}")) if is_file else {}
 
 
+def _pixels_by_names(path: Path, backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    "Detectron's normalization for a file with its names, timm's for a file of one of timm's networks. Raises InputError"
+    names = read_weights(path) if path.exists() else {}
+    detectrons = any(
+        name in ("conv1_w", "stem.conv1.weight") or name.startswith("backbone.bottom_up.") for name in names
+    )
+    if detectrons or backbone in OWN or not (names and timm.is_model(backbone)):
+        return _usual_pixels(backbone)
+    config: Any = timm.get_pretrained_cfg(backbone)
+    return tuple(config.mean), tuple(config.std)
+
+
 def pixel_statistics(
     source: str | Path | None,  # as for `load_weights`, or None for random weights
     backbone: str = "",  # that is used where the weights do not tell
@@ -335,7 +347,7 @@ def pixel_statistics(
         return _usual_pixels(backbone)
     if _is_file(source):
         recorded = json.loads(metadata_of(Path(source)).get("pixels", "null"))
-        return (tuple(recorded[0]), tuple(recorded[1])) if recorded else _usual_pixels(backbone)
+        return (tuple(recorded[0]), tuple(recorded[1])) if recorded else _pixels_by_names(Path(source), backbone)
     _check_tag(str(source))
     config: Any = timm.get_pretrained_cfg(str(source))
     return tuple(config.mean), tuple(config.std)

@@ -282,8 +282,8 @@ def plan_of(
             raise InputError(f'--schedules "{schedules}": takes numbers with commas between, such as 2,4,6') from None
     if not all(0 < n < 1e6 for n in ladder):
         raise InputError(f'--schedules "{schedules}": lengths must be positive')
-    mean, std = pixel_statistics(weights)
     detector = plan.detector
+    mean, std = pixel_statistics(weights, backbone or detector.backbone)
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, precision=precision,
                        backbone=backbone or detector.backbone, norm=norm or detector.norm)  # fmt: skip
