@@ -327,11 +327,10 @@ def load_weights(
 
 
 def _pixels_by_names(path: Path, backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    "Detectron's normalization for a file with its names, timm's for a file of one of timm's networks. Raises InputError"
+    "Detectron's normalization for a file with its names, timm's for one of timm's networks. Raises InputError"
     names = read_weights(path) if path.exists() else {}
-    detectrons = any(
-        name in ("conv1_w", "stem.conv1.weight") or name.startswith("backbone.bottom_up.") for name in names
-    )
+    theirs = ("conv1_w", "stem.conv1.weight", "backbone.bottom_up.stem.conv1.weight")
+    detectrons = any(name in names for name in theirs)
     if detectrons or backbone in OWN or not (names and timm.is_model(backbone)):
         return _usual_pixels(backbone)
     config: Any = timm.get_pretrained_cfg(backbone)
