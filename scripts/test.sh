@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 before=$(git status --porcelain 2>/dev/null || true)
 nbdev_clean
-find rethink_imagenet -name '*.py' ! -name '__init__.py' -delete
+find rethink_imagenet -name '*.py' ! -name '__init__.py' ! -name '__main__.py' -delete
 nbdev_export
 python scripts/make_readme.py
 if [ "$(git status --porcelain 2>/dev/null || true)" != "$before" ]; then

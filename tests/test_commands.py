@@ -24,7 +24,8 @@ from rethink_imagenet.evaluation.average_precision import evaluate
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
-from rethink_imagenet.tools import cli
+from rethink_imagenet.tools import cli, commands
+from rethink_imagenet.tools.options import COMMANDS, options_of
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 
@@ -307,7 +308,7 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
 
 def test_a_report_is_written_anew(command: Command, tmp_path: Path) -> None:
     done = command("rethink_report", tmp_path)
-    assert done.returncode == 2 and "results.json: not the results of a comparison" in done.stderr
+    assert done.returncode == 2 and "results.json: not the results of a study" in done.stderr
 
 
 def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -> None:
@@ -394,7 +395,7 @@ def test_a_gpu_that_is_full(
     name: str, hint: str, words: dict[str, Any],
 ) -> None:  # fmt: skip
     """One line with what would fit, and status 2; in training, in pre-training, and in the evaluation of a model."""
-    commands = {"run_family": cli.rethink_train, "pretrain": cli.rethink_pretrain, "predict": cli.rethink_eval}
+    callers = {"run_family": cli.rethink_train, "pretrain": cli.rethink_pretrain, "predict": cli.rethink_eval}
     data = {"data": str(scenes)}
     if name == "predict":
         train, val = read_splits(scenes)
@@ -406,9 +407,9 @@ def test_a_gpu_that_is_full(
     else:
         data = {}
     capsys.readouterr()
-    monkeypatch.setattr(cli, name, out_of_memory)
+    monkeypatch.setattr(commands, name, out_of_memory)
     with pytest.raises(SystemExit) as stop:
-        commands[name](**data, **words, device="cpu", out=str(tmp_path / "out"))
+        callers[name](**data, **words, device="cpu", out=str(tmp_path / "out"))
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and len(lines) == 1, lines
     assert "Tried to allocate 2.00 GiB. GPU 0 has a total capacity" in lines[0] and hint in lines[0]
@@ -445,3 +446,50 @@ def test_a_run_goes_on_with_less_memory(
     with pytest.raises(SystemExit):
         cli.rethink_train(**words)
     assert "--at-once" not in (told := capsys.readouterr().err) and "a device with more memory" in told
+
+
+def test_every_option_is_told_and_help_is_light() -> None:
+    """Each option says what it is for, and --help needs no PyTorch."""
+    for kind in COMMANDS.values():
+        assert all(option.told for option in options_of(kind)), kind
+    code = (
+        "import sys; from rethink_imagenet.tools import cli; sys.argv = ['rethink_train', '--help']\n"
+        "try: cli.rethink_train()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--at-once" in done.stdout and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"modle": "small"}, 'no option "modle"; nearest: model'),
+        ({"unit": "10"}, 'unit is "10", and takes a whole number'),
+        ({"unit": True}, "unit is true, and takes a whole number"),
+        ({"on-nan": "skp"}, 'on_nan is "skp", and takes "stop" or "skip"'),
+        ([1], "holds no options"),
+        ({"made_by": "rethink_imagenet"}, "holds no options"),
+    ],
+)
+def test_a_config_that_is_not_right(command: Command, tmp_path: Path, content: Any, told: str) -> None:
+    """The line names the file, the key, and what is allowed."""
+    (tmp_path / "wrong.json").write_text(json.dumps(content))
+    done = command("rethink_train", "--config", tmp_path / "wrong.json")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{tmp_path / 'wrong.json'}: {told}" in done.stderr
+
+
+def test_a_run_is_repeated_by_its_config(command: Command, scenes: Path, tmp_path: Path) -> None:
+    """A config file stands for options, what is typed goes before, and a run's config.json is such a file."""
+    options = {"data": str(scenes), "model": "demo", "short": 64, "long": 64, "unit": 3, "batch": 2, "workers": 0}
+    (tmp_path / "mine.json").write_text(json.dumps(options | {"schedule": "2", "device": "cpu", "seed": 1}))
+    done = command("rethink_train", "--config", tmp_path / "mine.json", "--seed", 2, "--out", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "first" / "config.json"
+    assert json.loads(config.read_text())["options"]["seed"] == 2
+    again = command("rethink_train", "--config", config, "--out", tmp_path / "second")
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads((tmp_path / name / "2x/results.json").read_text()) for name in ("first", "second"))
+    assert first["losses"] == second["losses"] and first["seed"] == 2
+    resumed = command("rethink_train", "--config", config, "--out", tmp_path / "first", "--resume")
+    assert resumed.returncode == 0, resumed.stderr

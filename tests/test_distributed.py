@@ -282,7 +282,7 @@ from unittest.mock import patch
 import torch
 from torch import distributed as dist
 from rethink_imagenet.training import distributed
-from rethink_imagenet.tools.cli import one_line_faults
+from rethink_imagenet.tools.commands import one_line_faults
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.processes import rank, together
