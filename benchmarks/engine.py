@@ -24,7 +24,7 @@ from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import save_checkpoint
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.logs import read_log
-from rethink_imagenet.training.loop import Pace, RunState, optimizer_of, seed_everything, train
+from rethink_imagenet.training.loop import RunSettings, RunState, optimizer_of, seed_everything, train
 from rethink_imagenet.training.processes import is_first, world_size
 from rethink_imagenet.training.schedules import Schedule
 
@@ -52,7 +52,7 @@ class Clock:
 
 
 def overhead(
-    config: DetectorConfig, samples: TorchDataset, pace: Pace, workers: int, warm_up: int
+    config: DetectorConfig, samples: TorchDataset, settings: RunSettings, workers: int, warm_up: int
 ) -> tuple[float, float]:
     """Seconds of an iteration, and the percentage of it that is neither forward, backward nor step."""
     clock, backward, make = Clock(warm_up), training.backward, training.optimizer_of
@@ -66,11 +66,11 @@ def overhead(
     try:
         with tempfile.TemporaryDirectory() as temporary:
             seed_everything(0)
-            train(build(config), samples, pace, Path(temporary) / "run", workers=workers)
+            train(build(config), samples, settings, Path(temporary) / "run", workers=workers)
             wall = time.perf_counter() - clock.began
     finally:
         training.backward, training.optimizer_of = backward, make
-    return wall / (pace.schedule.iterations - warm_up), 100 * (1 - clock.seconds / wall)
+    return wall / (settings.schedule.iterations - warm_up), 100 * (1 - clock.seconds / wall)
 
 
 def demo() -> None:
@@ -79,8 +79,8 @@ def demo() -> None:
         root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
         samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
         schedule = Schedule(400, (300,), rate=0.02, warmup=20)
-        pace = Pace(schedule, batch=8, save_every=180)
-        seconds, share = overhead(DEMO, samples, pace, workers=1, warm_up=20)
+        settings = RunSettings(schedule, batch=8, save_every=180)
+        seconds, share = overhead(DEMO, samples, settings, workers=1, warm_up=20)
     print(f"demo, 8 scenes of 96 px: {seconds:.3f} s an iteration, {share:.1f} % of it overhead", flush=True)
 
 
@@ -91,8 +91,9 @@ def paper() -> None:
         samples = TrainingSamples(
             read_coco(root / "annotations" / "instances_train.json"), 0, (554, 554), 1333, batch=2
         )
-        pace = Pace(Schedule(8, (7,), rate=0.0025, warmup=2), batch=2, log_every=4, save_every=100, evaluate_every=100)
-        seconds, share = overhead(DetectorConfig(), samples, pace, workers=1, warm_up=3)
+        schedule = Schedule(8, (7,), rate=0.0025, warmup=2)
+        settings = RunSettings(schedule, batch=2, log_every=4, save_every=100, evaluate_every=100)
+        seconds, share = overhead(DetectorConfig(), samples, settings, workers=1, warm_up=3)
         model = build(DetectorConfig())
         state = RunState(model, optimizer_of(model))
         start = time.perf_counter()
@@ -111,10 +112,10 @@ def train_alone_or_together(root: str, out: str, batch: str) -> None:
         scenes = read_coco(Path(root) / "scenes" / "annotations" / "instances_train.json")
         images = int(batch) * world_size()
         samples = TrainingSamples(scenes, 0, (96, 96), 96, batch=images)
-        pace = Pace(Schedule(120, (100,), rate=0.01, warmup=20), images, log_every=20, save_every=1000)
+        settings = RunSettings(Schedule(120, (100,), rate=0.01, warmup=20), images, log_every=20, save_every=1000)
         seed_everything(0)
         model = build(replace(DEMO, channels=64, box_number=64))
-        train(model, samples, pace, Path(root) / out, workers=0)
+        train(model, samples, settings, Path(root) / out, workers=0)
         if is_first():
             lines = read_log(Path(root) / out)
             print(images * 100 / (lines[-1]["seconds"] - lines[0]["seconds"]))

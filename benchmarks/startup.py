@@ -34,7 +34,7 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
     lap("read")
     plan = pixels_as(plan_for(recipe_named(name), train_set))
     for n in plan.schedules:
-        plan.pace(n, Execution())
+        plan.run_settings(n, Execution())
     code_digest("comparison")
     lap("plan")
     seed_everything(plan.seed)

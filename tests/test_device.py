@@ -28,7 +28,7 @@ from rethink_imagenet.evaluation.average_precision import predict
 from rethink_imagenet.study.plans import Plan
 from rethink_imagenet.study.studies import switch_over
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.training.loop import Pace, Run, train
+from rethink_imagenet.training.loop import Run, RunSettings, train
 from rethink_imagenet.training.schedules import Schedule
 from tests.device_double import Device, OnDevice
 
@@ -259,7 +259,8 @@ def trained(
     with Device() as device, nullcontext() if fused else groups_by_pytorch():
         source = TrainingSamples(data, 0, (96, 96), 160, batch=2, keypoints=config.keypoints > 0)
         samples = Watched(source, device)
-        log = train(model.to(name), samples, Pace(schedule, **fields | pace), folder, about=about or {}, workers=0)
+        settings = RunSettings(schedule, **fields | pace)
+        log = train(model.to(name), samples, settings, folder, about=about or {}, workers=0)
         first, *_, last = samples.counts[1:] if len(samples.counts) > 2 else 2 * samples.counts
         between = max(1, len(samples.counts) - 2)
         table = device.table()
@@ -354,7 +355,7 @@ def test_layouts_of_parameters_and_momentum(scenes: tuple[Dataset, Dataset], tmp
     for folder, config, about in (("before", plan.before_switch.detector, 1), ("after", plan.detector, 2)):
         with Device():
             model = build(config).to("cuda", memory_format=torch.channels_last).train()
-            run = Run(model, Pace(plan.schedule(1), batch=2), tmp_path / folder, {"plan": about})
+            run = Run(model, RunSettings(plan.schedule(1), batch=2), tmp_path / folder, {"plan": about})
             assert len(run.state.optimizer.state) == len(list(model.parameters()))
             assert_strides_agree(run)
             run.step(list(images), list(targets))

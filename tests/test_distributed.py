@@ -223,10 +223,10 @@ import os
 from datetime import timedelta
 from torch import distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from rethink_imagenet.training.processes import from_first, gather, rank, to_first, together
+from rethink_imagenet.training.processes import from_first, gather, rank, to_first, fail_together
 
 dist.init_process_group("cpu:gloo,cuda:fake", timeout=timedelta(seconds=30))
-with together():
+with fail_together():
     found = to_first({"rank": rank()})
 print(found, gather(rank()), from_first("all" if rank() == 0 else None), flush=True)
 os._exit(0)  # the fake group does not end well
@@ -285,7 +285,7 @@ from rethink_imagenet.training import distributed
 from rethink_imagenet.tools.commands import one_line_faults
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.training.distributed import joined
-from rethink_imagenet.training.processes import rank, together
+from rethink_imagenet.training.processes import rank, fail_together
 
 leave = dist.destroy_process_group
 
@@ -297,7 +297,7 @@ def farewell():  # as NCCL's, it waits for the others
 
 def command():
     if sys.argv[1] == "both":
-        with together():
+        with fail_together():
             raise InputError("a.json: no such file")
     elif rank() == 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -422,7 +422,7 @@ from torch import nn
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.processes import is_first
 from rethink_imagenet.training.schedules import Schedule
-from rethink_imagenet.training.loop import Pace, train
+from rethink_imagenet.training.loop import RunSettings, train
 
 torch.set_num_threads(1)
 
@@ -449,8 +449,8 @@ class Linear(nn.Module):
 
 with joined(timeout=2):
     model = Linear()
-    pace = Pace(Schedule(5, (4,), rate=0.1, warmup=1), 5, log_every=5, on_nan="skip")
-    log = train(model, Samples(), pace, Path(sys.argv[1]), workers=0)
+    settings = RunSettings(Schedule(5, (4,), rate=0.1, warmup=1), 5, log_every=5, on_nan="skip")
+    log = train(model, Samples(), settings, Path(sys.argv[1]), workers=0)
     if is_first():
         torch.save({"weight": model.weight.detach(), "mean": model.mean, "skipped": log[-1]["skipped"]}, sys.argv[2])
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rethink_imagenet.data.scenes import write_scenes
-from rethink_imagenet.training.checkpoints import checkpoints_of, claimed, iteration_of, read_checkpoint
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, locked, read_checkpoint
 
 from .soak import COMMAND, differences, soak
 
@@ -111,7 +111,7 @@ def test_a_changed_run_is_refused_unless_named(train: Callable[..., Done], scene
 
 def test_a_run_in_use_is_refused(train: Callable[..., Done], tmp_path: Path) -> None:
     assert train("out", "--schedule", "1").returncode == 0
-    with claimed(tmp_path / "out" / "1x"):
+    with locked(tmp_path / "out" / "1x"):
         for words in (("--resume",), ("--overwrite",)):
             done = train("out", "--schedule", "1", *words)
             assert done.returncode == 2 and "1x: in use by another live process" in done.stderr

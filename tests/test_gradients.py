@@ -86,8 +86,8 @@ def test_losses(system: str, over: Literal["batch", "image"]) -> None:
     def first(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
         seeds = [generator_of(0), generator_of(1)]
         sizes = [(64, 64), (64, 64)]
-        how = rules.rpn.sampling, rules.rpn.losses
-        return tuple(proposal_losses(anchors, logits, codes, [target] * 2, sizes, seeds, 16, *how).values())
+        how = rules.rpn.losses
+        return tuple(proposal_losses(anchors, logits, codes, [target] * 2, sizes, seeds, 16, how).values())
 
     assert gradcheck(first, (leaf(2, len(anchors)), leaf(2, len(anchors), 4)))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from rethink_imagenet.training.checkpoints import checkpoints_of, read_checkpoint
-from rethink_imagenet.training.loop import Diverged, Pace, optimizer_of, train
+from rethink_imagenet.training.loop import Diverged, RunSettings, optimizer_of, train
 from rethink_imagenet.training.schedules import Schedule
 from tests.device_double import Device
 
@@ -42,11 +42,11 @@ def trained(
     model: Bad, device: str, folder: Path, on_nan: str, steps: int = 9
 ) -> tuple[list[Any], dict[str, Any], Counter[str]]:
     """The lines of the log, the last checkpoint, and how often each function has waited."""
-    pace = Pace(Schedule(steps, (7,), rate=0.1, warmup=2), batch=2, log_every=3, evaluate_every=steps, save_every=steps,
-                on_nan=on_nan)  # fmt: skip
+    schedule = Schedule(steps, (7,), rate=0.1, warmup=2)
+    settings = RunSettings(schedule, 2, log_every=3, evaluate_every=steps, save_every=steps, on_nan=on_nan)
     waits: Counter[str] = Counter()
     with Device() as counted:
-        lines = train(model.to(device), Numbers(), pace, folder, workers=0)
+        lines = train(model.to(device), Numbers(), settings, folder, workers=0)
         for (place, _), number in counted.places.items():
             waits[place.split()[1]] += number
     return [line["losses"] | {"skipped": line.get("skipped")} for line in lines], state_of(folder), waits

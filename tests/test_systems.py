@@ -40,7 +40,7 @@ from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize, resized_size
 from rethink_imagenet.detection.box_head import Cut, Samples, as_rois, sample_proposals
 from rethink_imagenet.detection.boxes import generator_of, split_crowds
-from rethink_imagenet.detection.cascade import CascadeHead, moved, switch_to_cascade
+from rethink_imagenet.detection.cascade import CascadeHead, refine, switch_to_cascade
 from rethink_imagenet.detection.conventions import DETECTRON
 from rethink_imagenet.detection.detectors import (
     SMALL,
@@ -186,7 +186,7 @@ def stage_overlaps(model: Detector, images: list[Tensor], targets: list[Target])
     for layer in [None, *head.heads]:
         if layer is not None:
             _, codes, _ = layer.predict(partial(model.regions, pyramid), rois, sizes)
-            rois = moved(rois, codes, layer.code_weights, sizes)
+            rois = refine(rois, codes, layer.code_weights, sizes)
         each = [box_iou(rois[rois[:, 0] == b, 1:], objects[b]).amax(dim=1) for b in range(len(objects))]
         means.append(torch.cat(each).mean().item())
     return means

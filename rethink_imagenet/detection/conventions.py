@@ -78,8 +78,13 @@ class Conventions:
         "For the region proposal network"
         return RPNSettings(
             AnchorSettings(self.anchor_rounding, self.anchor_offset, self.anchor_strides),
-            AnchorSampling(self.straddling, self.repeated_background),
-            RPNLossSettings(self.objectness_over, self.rpn_box_over, self.rpn_beta, self.normalize_over),
+            RPNLossSettings(
+                self.objectness_over,
+                self.rpn_box_over,
+                self.rpn_beta,
+                self.normalize_over,
+                AnchorSampling(self.straddling, self.repeated_background),
+            ),
             ProposalSettings(self.post_nms, self.post_nms_over, self.smallest_proposal),
         )
 

@@ -182,12 +182,13 @@ def _sampled(
 # %% ../../nbs/32_proposals.ipynb #5ba4d379
 @dataclass(frozen=True)
 class RPNLossSettings:
-    "What the losses of the region proposal network are divided by"
+    "What the region proposal network learns from, and what its losses are divided by"
 
     objectness_over: Literal["number", "drawn"] = "number"  # the number to sample, or the anchors sampled
     box_over: Literal["number", "drawn", "drawn in image"] = "drawn in image"  # or those sampled in each image
     beta: float = 1 / 9  # where smooth L1 becomes linear; 0 for L1
     over: Literal["batch", "image"] = "batch"  # means over the regions of a process, or of each image
+    sampling: AnchorSampling = AnchorSampling()  # which anchors may be learned from
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -201,12 +202,11 @@ def proposal_losses(
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     generators: Sequence[torch.Generator | None],  # of each image
     number: int = 256,  # anchors to draw from each image
-    sampling: AnchorSampling = AnchorSampling(),  # which anchors may be learned from
     settings: RPNLossSettings = RPNLossSettings(),  # what the losses are divided by
 ) -> dict[str, Tensor]:  # scalars
     "The two losses of the region proposal network"
     c, images = settings, len(targets)
-    place, kinds, shown, objects = _sampled(anchors, targets, sizes, generators, number, sampling)
+    place, kinds, shown, objects = _sampled(anchors, targets, sizes, generators, number, c.sampling)
     image, truth = place // len(anchors), kinds.to(logits.dtype)
     objectness = F.binary_cross_entropy_with_logits(logits.flatten()[place], truth, reduction="none")
     wanted = encode(objects, anchors[place[shown] % len(anchors)], RPN_WEIGHTS)
@@ -289,7 +289,6 @@ class RPNSettings:
     "What region proposal networks do differently; the defaults are Detectron's"
 
     anchors: AnchorSettings = AnchorSettings()
-    sampling: AnchorSampling = AnchorSampling()
     losses: RPNLossSettings = RPNLossSettings()
     proposals: ProposalSettings = ProposalSettings()
 
@@ -334,5 +333,5 @@ class RPN(nn.Module):
         if targets is None or generators is None:
             return proposals, {}
         everywhere = torch.cat(anchors), widened(torch.cat(logits, dim=1)), widened(torch.cat(codes, dim=1))
-        how = self.settings.sampling, self.settings.losses
-        return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, *how)
+        how = self.settings.losses
+        return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, how)

@@ -30,7 +30,7 @@ from rethink_imagenet.study.recipes import (
 )
 from .studies import Arm, Cell, Study, run_study, save_json
 from .verdicts import conclude
-from ..training.processes import from_first, is_first, together
+from ..training.processes import fail_together, from_first, is_first
 
 # %% ../../nbs/68_figures.ipynb #7f1fed10
 @dataclass(frozen=True)
@@ -181,12 +181,12 @@ def compare_figure(
     margin: float = MARGIN,  # AP; a smaller loss does not matter
 ) -> dict[str, Any]:  # what results.json holds
     "Carry out a figure or table of the paper. Raises InputError or a RunStopped"
-    with together():
+    with fail_together():
         pretrained = {part.body: part for part in reversed(parts) if part.weights}
         pretraining = {body: pretraining_of(part) for body, part in pretrained.items()}
     study = study_of(parts, folder, execution)
     runs, results = run_study(study), {}
-    with together():
+    with fail_together():
         if is_first():
             origins = (
                 f"Trained on {part.train_set.source} ({len(part.train_set):,} images), evaluated on "

@@ -15,7 +15,7 @@ from ..data.splits import count, select
 from ..data.transforms import resized_size
 from ..detection.detectors import DetectorConfig
 from ..errors import InputError
-from ..training.loop import Pace, UpdateSettings
+from ..training.loop import RunSettings, UpdateSettings
 from ..training.schedules import Family, Schedule, linear_rate
 
 # %% ../../nbs/62_plans.ipynb #1cc208a4
@@ -90,15 +90,15 @@ class Plan:
         "All schedules, the shortest first"
         return Family(tuple(self.schedule(n) for n in sorted(self.schedules)))
 
-    def pace(
+    def run_settings(
         self,
         n: float,  # in multiples of 1x
         execution: Execution,  # how often to save, and what to do about a bad loss
         after: int = 0,  # iterations of the runs that follow
-    ) -> Pace:
+    ) -> RunSettings:
         "How the run of the n× schedule goes along; the longest keeps a checkpoint where each shorter one branches off"
         family, schedule = self.family, self.schedule(n)
-        return Pace(
+        return RunSettings(
             schedule,
             batch=self.batch,
             at_once=execution.at_once,

@@ -34,15 +34,15 @@ from ..networks.backbones import OWN, Body, xavier_fill
 from ..networks.pyramids import body_named
 from ..networks.vgg import VGGBackbone, VGGBody
 from .weights import as_body, metadata_of, read_weights
-from ..training.checkpoints import claimed_together, code_digest, load_state, write_atomically
-from ..training.loop import Pace, seed_everything, train
+from ..training.checkpoints import code_digest, load_state, locked_together, write_atomically
+from ..training.loop import RunSettings, seed_everything, train
 from rethink_imagenet.training.processes import (
     RunStopped,
+    fail_together,
     is_first,
     rank,
     sum_over_processes,
     the_same_everywhere,
-    together,
     world_size,
 )
 from ..training.schedules import Schedule, linear_rate
@@ -178,7 +178,7 @@ def _accuracy(model: Classifier, samples: ClassificationSamples, workers: int) -
     mine, device = range(rank(), len(samples), world_size()), next(model.parameters()).device
     right = torch.zeros((), dtype=torch.int64, device=device)
     model.eval()
-    with together(), closing(evaluation_batches(samples, 64, workers, device, mine)) as batches:
+    with fail_together(), closing(evaluation_batches(samples, 64, workers, device, mine)) as batches:
         for images, targets in batches:
             predicted = model.logits([image.to(device, non_blocking=True) for image in images]).argmax(dim=1)
             right += (predicted == _labels(targets, predicted)).sum()
@@ -196,7 +196,7 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
     path, names = folder / "weights.safetensors", {key: about[key] for key in ("backbone", "norm")}
     metadata = names | {"cost": json.dumps(cost), "pixels": json.dumps([model.pixel_mean, model.pixel_std])}
     content, text = save(_without_last_layer(model), metadata), json.dumps(about | cost, indent=1)
-    with together():
+    with fail_together():
         if is_first():
             write_atomically(path, lambda partial: partial.write_bytes(content))
             write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
@@ -231,7 +231,7 @@ def pretrain(
     model = Classifier(len(samples.classes), settings.backbone, settings.norm).to(device)
     iterations = max(1, round(settings.epochs * len(samples) / batch))
     schedule = Schedule.times(1, iterations, linear_rate(settings.rate, batch, 256))
-    pace = Pace(schedule, batch, evaluate_every=iterations, save_every=1000)
+    run_settings = RunSettings(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = asdict(settings) | {"data": samples.fingerprint, "processes": world_size()}
     about |= {"code": code_digest("study.pretraining")}
@@ -240,8 +240,8 @@ def pretrain(
     def evaluate(_: nn.Module) -> dict[str, float]:
         return {"top1": _accuracy(model, held_back, workers)}
 
-    with claimed_together(folder):
-        log = train(model, samples, pace, folder, evaluate, about, workers, accept)
+    with locked_together(folder):
+        log = train(model, samples, run_settings, folder, evaluate, about, workers, accept)
         seen, top1 = iterations * batch, log[-1]["evaluation"]["top1"]
         cost = {"images": seen, "pixels": seen * side**2, "seconds": round(log[-1]["seconds"], 1)}
         return _write_weights(model, folder, about, cost | {"top1": top1, "classes": len(samples.classes)})

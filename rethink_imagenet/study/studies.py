@@ -31,16 +31,16 @@ from .plans import Experiment, Plan, samples_seen
 from .pretraining import load_weights
 from rethink_imagenet.training.checkpoints import (
     check_settings,
-    claimed_together,
     code_digest,
     load_state,
+    locked_together,
     newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
     write_atomically,
 )
 from rethink_imagenet.training.loop import (
-    Pace,
+    RunSettings,
     branch_off,
     checkpoint_at,
     copy_log,
@@ -50,13 +50,13 @@ from rethink_imagenet.training.loop import (
     train,
 )
 from rethink_imagenet.training.processes import (
+    fail_together,
     from_first,
     is_first,
     rank,
     say,
     the_same_everywhere,
     to_first,
-    together,
     world_size,
 )
 
@@ -116,7 +116,7 @@ def shared_detections(
 ) -> list[dict[str, Any]]:  # of all images, in their order, in the first process; empty in the others
     "What all processes detect together, each in its share of the images. Raises SharedFault or a RunStopped"
     mine = select(dataset, np.arange(len(dataset))[rank() :: world_size()])
-    with together():
+    with fail_together():
         found = detect(mine)
     parts = to_first((mine.image_ids.tolist(), found))
     return _in_order(parts, dataset.image_ids.tolist()) if is_first() else []
@@ -140,7 +140,7 @@ def _evaluator(plan: Plan, val: Dataset, folder: Path, workers: int) -> Callable
 def _figures(plan: Plan, val: Dataset, found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     "The figures of what the first process has gathered, in all processes; the detections go into a file"
     figures = None
-    with together():
+    with fail_together():
         if is_first():
             write_atomically(path, lambda partial: partial.write_text(json.dumps(found)))
             figures = evaluate(val, found, plan.detector.masks, plan.detector.keypoints > 0)
@@ -159,7 +159,7 @@ def save_json(
     content: dict[str, Any],  # fit for json
 ) -> None:
     "Write a json that is either whole or not there, by the first process"
-    with together():
+    with fail_together():
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
@@ -195,7 +195,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _begin(folder: Path, about: dict[str, Any], accept: tuple[str, ...]) -> dict[str, Any] | None:
     "Write config.json, or check the one that is there; the results if the run is finished"
     finished = None
-    with together():
+    with fail_together():
         if is_first():
             known = _read_json(folder / "config.json")
             if known is not None:
@@ -212,7 +212,7 @@ class _Training:
     experiment: Experiment
     n: float  # the schedule, in multiples of 1x
     folder: Path  # of the run
-    pace: Pace
+    run_settings: RunSettings
     about: dict[str, Any]  # what the run is, to be recognized by
 
 
@@ -227,8 +227,8 @@ def run_schedule(
     plan, execution = experiment.plan, experiment.execution
     the_same_everywhere("kind of device", execution.device.partition(":")[0])
     about, folder = _about(experiment), experiment.folder / (name or f"{n:g}x")
-    training = _Training(experiment, n, folder, plan.pace(n, execution, after), about)
-    with claimed_together(folder):
+    training = _Training(experiment, n, folder, plan.run_settings(n, execution, after), about)
+    with locked_together(folder):
         if finished := _begin(folder, about | {"schedule": n}, execution.accept):
             return finished
         if plan.cascade_last or trunk:
@@ -245,7 +245,7 @@ def _initialized(experiment: Experiment) -> Detector:
     "A new detector from the plan's seed, pre-trained where there are weights. Raises InputError"
     seed_everything(experiment.plan.seed)
     model = build(experiment.plan.detector)
-    with together():
+    with fail_together():
         if experiment.weights:
             load_weights(model, experiment.weights)
         else:
@@ -263,22 +263,22 @@ def _trained(training: _Training) -> tuple[Detector, list[dict[str, Any]]]:
     samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
     evaluate_now = _evaluator(plan, experiment.val_set, folder, execution.workers)
     return model, train(
-        model, samples, training.pace, folder, evaluate_now, training.about, execution.workers, execution.accept
+        model, samples, training.run_settings, folder, evaluate_now, training.about, execution.workers, execution.accept
     )
 
 
 def _go_on_from(trunk: Path | None, training: _Training) -> None:
     "Give a run its beginning, unless it has one: the trunk's, or that of a run without a cascade"
-    with together():
+    with fail_together():
         begun = is_first() and _has_begun(training.folder)
     if from_first(begun):
         return
     if training.experiment.plan.cascade_last:
         _switch(trunk, training)
     elif trunk is not None:
-        with together():
+        with fail_together():
             if is_first():
-                branch_off(trunk, training.pace.schedule.drops[0], training.folder)
+                branch_off(trunk, training.run_settings.schedule.drops[0], training.folder)
 
 
 def _has_begun(folder: Path) -> bool:
@@ -291,16 +291,16 @@ def _has_begun(folder: Path) -> bool:
 
 def _switch(trunk: Path | None, training: _Training) -> None:
     "Begin a run with a cascade where one without has come to the switch; train that one first if there is none"
-    plan, accept, pace = training.experiment.plan, training.experiment.execution.accept, training.pace
+    plan, accept, run_settings = training.experiment.plan, training.experiment.execution.accept, training.run_settings
     plain, before = plan.before_switch, trunk or training.folder / "before-switch"
     was = training.about | json.loads(json.dumps(asdict(plain)))
     if trunk is None:
-        with claimed_together(before):
+        with locked_together(before):
             _begin(before, was | {"schedule": plan.schedules[0]}, accept)
-            schedule = replace(pace.schedule, iterations=plan.switch_point)
-            until = replace(pace, schedule=schedule, after=pace.after + plan.cascade_last)
+            schedule = replace(run_settings.schedule, iterations=plan.switch_point)
+            until = replace(run_settings, schedule=schedule, after=run_settings.after + plan.cascade_last)
             _trained(_Training(replace(training.experiment, plan=plain), training.n, before, until, was))
-    with together():
+    with fail_together():
         if is_first():
             switch_over(before, plan, training.folder, was, training.about, accept)
 

@@ -17,7 +17,7 @@ from ..errors import InputError, nearest
 from .plans import Experiment, Plan
 from .studies import run_schedule
 from ..training.checkpoints import write_atomically
-from ..training.processes import is_first, say, together
+from ..training.processes import fail_together, is_first, say
 
 # %% ../../nbs/65_tuning.ipynb #e3d9b83f
 Value = float | tuple[int, int]
@@ -80,7 +80,7 @@ def tune(
         key for key, values in grid.items() if len(values) > 2 and combinations[best][key] in (values[0], values[-1])
     ]
     record = {"tried": tried, "chosen": tried[best]["values"], "at_the_edge": edges}
-    with together():
+    with fail_together():
         if is_first():
             text = json.dumps(record, indent=1)
             write_atomically(folder / "tuning.json", lambda partial: partial.write_text(text))

@@ -29,8 +29,8 @@ from rethink_imagenet.evaluation.resampling import (
 from .plans import Experiment
 from .pretraining import load_weights
 from .studies import KINDS, Study, comparison_of, rows_of, run_study, save_json
-from ..training.checkpoints import circumstances, code_digest
-from ..training.processes import from_first, is_first, together
+from ..training.checkpoints import code_digest, environment
+from ..training.processes import fail_together, from_first, is_first
 
 # %% ../../nbs/64_verdicts.ipynb #74b2285a
 ARMS = ("scratch", "pretrained")
@@ -218,7 +218,7 @@ def conclude(
         "versions": {
             "rethink_imagenet": version("rethink_imagenet"),
             "code": code_digest("study.studies"),
-            **circumstances(),
+            **environment(),
         },
         "command": command,
     }
@@ -232,11 +232,11 @@ def compare(
 ) -> dict[str, Any]:  # what results.json holds
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     detector = experiment.plan.detector
-    with together():
+    with fail_together():
         cost = {"weights": experiment.weights, **load_weights(build(detector), experiment.weights)}
     study = comparison_of(experiment)
     runs, results = run_study(study), {}
-    with together():
+    with fail_together():
         if is_first():
             shown = conclude(study, runs, {detector.backbone: cost}, command, margin)
             results = shown | _one_system(shown, experiment, cost) | ({"tuning": tuning} if tuning else {})

@@ -89,20 +89,20 @@ from rethink_imagenet.tools.options import (
     options_of,
 )
 from .pictures import write_pictures
-from ..training.checkpoints import check_settings, claimed, write_atomically
-from ..training.distributed import LostProcess, all_gpus, device_of, joined, speaks, workers_for
+from ..training.checkpoints import check_settings, locked, write_atomically
+from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
     OF_THE_DISK,
     OutOfMemory,
     RunStopped,
+    fail_together,
     from_first,
     is_first,
     memory_told,
     say,
     the_same_everywhere,
-    together,
 )
 
 # %% ../../nbs/73_commands.ipynb #8f9d438d
@@ -132,7 +132,7 @@ def one_line_faults(
             told = str(fault)
             if isinstance(fault, OutOfMemory):
                 told += f"; {_asking_for_less(args[0])}"
-            if speaks() or not getattr(fault, "shared", False):
+            if is_speaker() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
         except BrokenPipeError:
@@ -190,7 +190,7 @@ def _remove(folder: Path, inputs: Sequence[str]) -> None:
             raise InputError(f"{path}: lies in {folder}, which --overwrite would remove; name another with --out")
     with ExitStack() as claims:
         for checkpoints in folder.rglob("checkpoints"):
-            claims.enter_context(claimed(checkpoints.parent))
+            claims.enter_context(locked(checkpoints.parent))
         aside = Path(mkdtemp(prefix=f"{folder.resolve().name}.removed-", dir=folder.resolve().parent))
         folder.resolve().rename(aside / "folder")
     shutil.rmtree(aside)
@@ -342,7 +342,7 @@ def _read(source: DataOptions, seed: int = 0) -> tuple[Dataset, Dataset] | None:
 def _embedded(folder: Path, subset: int, seed: int) -> tuple[Dataset, Dataset]:
     "The embedded scenes, drawn into the folder by the first process"
     scenes = folder / "scenes"
-    with together():
+    with fail_together():
         if is_first() and not scenes.exists():
             write_scenes(scenes)
     train_set, val_set = read_splits(scenes)
@@ -357,7 +357,7 @@ def _pretrained(
     if from_first(weights.is_file()):
         return str(weights)
     source = Path(how.crops) if how.crops else folder / "crops"
-    with together():
+    with fail_together():
         if is_first() and not how.crops and not source.exists():
             write_crops(source)
     say(f"pre-training {plan.detector.backbone} on {source}")
@@ -436,7 +436,7 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], str]:
 def _compare_figure(settings: Compare) -> None:
     "Carry out a figure or table of the paper, and report it"
     folder, how, data = Path(settings.out), settings.pretraining, settings.source.data
-    with together():
+    with fail_together():
         group_named(settings.figure)
         _check_recipe(settings)
         target = _target(settings.how, "rethink_compare")
@@ -493,7 +493,7 @@ def _compare(settings: Compare | Tune) -> None:
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
     paper = settings.detector.model == "paper" or (not settings.detector.model and bool(source.data or source.train))
     weights = how.weights or ("resnet50_gn.a1h_in1k" if paper and not how.crops else "")
-    with together():
+    with fail_together():
         _check_comparison(how, settings.margin)
         grid = read_grid(settings.grid) if settings.grid else {}
         target = _target(settings.how, "rethink_compare")
@@ -573,7 +573,7 @@ def rethink_train(
 ) -> None:
     "Train a detector on one schedule, or on several that share their beginning, and evaluate it"
     folder, only, seed = Path(settings.out), settings.only, settings.detector.seed
-    with together():
+    with fail_together():
         plan, weights, sets, execution = _trained(settings)
         if only and only not in plan.schedules:
             raise InputError(f"--only {only:g}: is not one of --schedule {settings.schedule}")
@@ -603,7 +603,7 @@ def rethink_pretrain(
 ) -> None:
     "Train the body of a detector as a classifier"
     s, folder, target = settings, Path(settings.out), _target(settings.how, "rethink_pretrain")
-    with together():
+    with fail_together():
         execution = execution_of(s.how, target, s.folder.accept)
         if min(s.batch, s.side) < 1 or s.seed < 0 or not 0 < s.epochs < 1e6:
             told = f"--batch {s.batch}, --side {s.side}, --seed {s.seed}, --epochs {s.epochs}"
@@ -636,7 +636,7 @@ def _to_predict_on(data: str, val: str, images: str) -> Dataset:
 
 def _loaded(model: str) -> tuple[Detector, dict[str, Any]]:
     "The detector of a run and its config.json, the same in all processes even if the run goes on meanwhile"
-    with together():
+    with fail_together():
         found = load_detector(model) if is_first() else None
     return from_first(found)
 
@@ -698,23 +698,23 @@ def rethink_eval(
 ) -> None:
     "Evaluate detections with COCO's metrics, in percent: those in a file, or those of a model"
     if not settings.model:
-        with together():
+        with fail_together():
             if is_first():
                 _evaluate_file(settings.annotations, settings.detections, settings.kinds, settings.voc)
         return
     folder, model, target = Path(settings.out), settings.model, _target(settings.how, "rethink_eval")
-    with together():
+    with fail_together():
         workers = execution_of(settings.how, target).workers
         dataset = _to_predict_on(settings.data, settings.val, settings.images)
     the_same_everywhere("data set", fingerprint(dataset))
     detector, config = _loaded(model)
-    with together():
+    with fail_together():
         _check_categories(model, config, dataset)
         if is_first():
             about = {"model": model, "val": str(dataset.source), "augmented": settings.augmented}
             prepare_folder(folder, about, options=_repeatable(settings))
     found = _detections(detector.to(target), config, dataset, settings.augmented, workers)
-    with together():
+    with fail_together():
         if is_first():
             _write_found(dataset, found, settings.submission, folder)
 
@@ -728,15 +728,15 @@ def rethink_detect(
     folder, score, target = Path(settings.out), settings.score, _target(settings.how, "rethink_detect")
     detector, config = _loaded(settings.model)
     categories = [category | {"skeleton": config.get("skeleton", [])} for category in config["categories"]]
-    with together():
+    with fail_together():
         dataset = read_image_files(settings.images, config["categories"])
     the_same_everywhere("list of images", fingerprint(dataset))
-    with together():
+    with fail_together():
         if is_first():
             prepare_folder(folder, {"model": settings.model, "images": list(settings.images)})
     workers = execution_of(settings.how, target).workers
     found = _detections(detector.to(target), config, dataset, settings.augmented, workers)
-    with together():
+    with fail_together():
         if is_first():
             write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
             names = write_pictures(dataset, found, categories, folder / "pictures", score)
@@ -775,8 +775,10 @@ def _in_full(recipe: Recipe) -> str:
     heads = [name for name, there in (("masks", detector.masks), ("keypoints", detector.keypoints)) if there]
     hours = "GPU-hours not known"
     if spent.gpu_hours is not None:
-        pace = seconds_an_iteration(detector.backbone)
-        hours = f"{spent.gpu_hours:,.0f} GPU-hours at {pace:.2f} s for 16 images of 800 x 1333 on eight P100 (a line "
+        seconds = seconds_an_iteration(detector.backbone)
+        hours = (
+            f"{spent.gpu_hours:,.0f} GPU-hours at {seconds:.2f} s for 16 images of 800 x 1333 on eight P100 (a line "
+        )
         hours += "through Detectron's R50 and R101)"
     lines = [
         f"{recipe.name} ({recipe.source}, {recipe.arm})",

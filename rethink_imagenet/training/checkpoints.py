@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WITHOUT_LOCKS', 'write_atomically', 'digest', 'checkpoints_of', 'iteration_of', 'save_checkpoint', 'read_tensors',
            'read_checkpoint', 'newest_checkpoint', 'check_fit', 'load_state', 'imported_by', 'code_digest',
-           'circumstances', 'differences', 'check_settings', 'check_circumstances', 'claimed', 'claimed_together']
+           'environment', 'differences', 'check_settings', 'check_environment', 'locked', 'locked_together']
 
 # %% ../../nbs/42_checkpoints.ipynb #2367c0da
 import ast
@@ -28,7 +28,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .processes import CannotWrite, RunStopped, is_first, together
+from .processes import CannotWrite, RunStopped, fail_together, is_first
 
 # %% ../../nbs/42_checkpoints.ipynb #2568201f
 def write_atomically(
@@ -225,7 +225,7 @@ def code_digest(
     return found.hexdigest()[:16]
 
 # %% ../../nbs/42_checkpoints.ipynb #a4771f8b
-def circumstances() -> dict[str, str]:
+def environment() -> dict[str, str]:
     "What the last bits of a result depend on: versions, machine, and threads or, once it was used, the GPU"
     packages = ("torch", "torchvision", "timm", "numpy", "pycocotools")
     return {
@@ -288,11 +288,11 @@ def check_settings(
         raise InputError(f"{source}: of a run with other settings ({told}); name another --out, or --accept {names}")
 
 
-def check_circumstances(
+def check_environment(
     theirs: dict[str, str],  # of the run that was interrupted
 ) -> None:
     "Warns if the last bits of the result may change"
-    changed = differences(theirs, circumstances())
+    changed = differences(theirs, environment())
     if changed:
         warnings.warn(f"the last bits of the result may change: {'; '.join(changed.values())}", stacklevel=2)
 
@@ -324,7 +324,7 @@ def _lock_of(folder: Path) -> BaseFileLock:
 
 
 @contextmanager
-def claimed(
+def locked(
     folder: Path,  # of a run
 ) -> Iterator[None]:
     "A block in which no other process may work on a run. Raises InputError if one already does"
@@ -337,12 +337,12 @@ def claimed(
 
 
 @contextmanager
-def claimed_together(
+def locked_together(
     folder: Path,  # of a run
 ) -> Iterator[None]:
     "A block in which this job alone works on a run. Raises SharedFault if another does"
     with ExitStack() as stack:
-        with together():
+        with fail_together():
             if is_first():
-                stack.enter_context(claimed(folder))
+                stack.enter_context(locked(folder))
         yield

@@ -25,9 +25,9 @@ from .checkpoints import write_atomically
 from rethink_imagenet.training.processes import (
     CannotWrite,
     RunStopped,
+    fail_together,
     from_first,
     is_first,
-    together,
 )
 
 # %% ../../nbs/43_logs.ipynb #6e954adc
@@ -83,7 +83,7 @@ class RunLog:
     ):
         self.path, self.writer = folder / "log.jsonl", None
         self.lines: list[dict[str, Any]] = []
-        with together():
+        with fail_together():
             if is_first():
                 self.lines = [line for line in read_log(folder) if line["iteration"] <= start]
                 folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ class RunLog:
     ) -> None:
         "Append a line. Raises CannotWrite"
         self.lines.append(line)
-        with together():
+        with fail_together():
             if is_first():
                 self._write(line)
 
@@ -202,7 +202,7 @@ class Interruption:
 
     def end(self) -> None:
         "Raises Interrupted in all processes if a signal has come to one"
-        with together():
+        with fail_together():
             if self.asked:
                 raise Interrupted(f"stopped by {self.asked}; what was finished is kept, go on with --resume")
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_THE_DISK', 'world_size', 'rank', 'is_first', 'say', 'sum_over_processes', 'gather', 'to_first', 'from_first',
-           'SharedFault', 'RunStopped', 'CannotWrite', 'OutOfMemory', 'memory_told', 'together', 'the_same_everywhere']
+           'SharedFault', 'RunStopped', 'CannotWrite', 'OutOfMemory', 'memory_told', 'fail_together',
+           'the_same_everywhere']
 
 # %% ../../nbs/41_processes.ipynb #820e2d8a
 import errno
@@ -125,7 +126,7 @@ OF_THE_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     "A block that all processes leave with the same SharedFault or RunStopped if one meets an InputError or RunStopped"
     fault: InputError | RunStopped | None = None
     try:
