@@ -72,7 +72,7 @@ def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects:
         target = {"boxes": torch.from_numpy(boxes), "labels": torch.arange(objects) + 1, "polygons": polygons}
         bitmaps = bitmaps_of(polygons, height, width)
         targets.append(
-            target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "seed": b, "image_id": b}
+            target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "image_id": b}
         )
     return pictures, targets
 

@@ -20,11 +20,12 @@ from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.detection.detectors import DEMO, DetectorConfig, build
+from rethink_imagenet.randomness import seed_everything
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import save_checkpoint
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.logs import read_log
-from rethink_imagenet.training.loop import RunSettings, RunState, optimizer_of, seed_everything, train
+from rethink_imagenet.training.loop import RunSettings, RunState, optimizer_of, train
 from rethink_imagenet.training.processes import is_first, world_size
 from rethink_imagenet.training.schedules import Schedule
 

@@ -96,7 +96,7 @@ def measure_workers(path: Path) -> tuple[float, float]:
     """GB that one of two workers has to itself at the beginning, and after it has read all annotations."""
     dataset = read_coco(path)
     samples, owned, batches = Annotations(dataset), [], len(dataset) // 64
-    for images, _ in training_batches(samples, 64, 0, batches, workers=2):  # type: ignore[arg-type]
+    for images, *_ in training_batches(samples, 64, 0, batches, workers=2):  # type: ignore[arg-type]
         owned.append(max(float(image[0]) for image in images))
     return owned[0], owned[-1]
 

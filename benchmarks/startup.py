@@ -24,10 +24,11 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
 
     from rethink_imagenet.data.coco import read_coco
     from rethink_imagenet.detection.detectors import build, check_from_scratch
+    from rethink_imagenet.randomness import seed_everything
     from rethink_imagenet.study.plans import Execution
     from rethink_imagenet.study.recipes import pixels_as, plan_for, recipe_named
     from rethink_imagenet.training.checkpoints import code_digest
-    from rethink_imagenet.training.loop import optimizer_of, seed_everything
+    from rethink_imagenet.training.loop import optimizer_of
 
     lap("import")
     train_set = read_coco(folder / "annotations" / "instances_train.json")

@@ -422,11 +422,13 @@ def test_a_run_goes_on_with_less_memory(
     """A GPU that is full costs what came after the last checkpoint, and the hint leads to the end."""
     together, seen = training.backward, []
 
-    def backward(model: Any, images: list[Any], targets: list[Any], batch: int, at_once: int) -> dict[str, float]:
+    def backward(
+        model: Any, images: list[Any], targets: list[Any], batch: int, at_once: int, draws: Any
+    ) -> dict[str, float]:
         seen.append(at_once)
         if at_once != 1 and len(seen) > 7:
             out_of_memory()
-        return together(model, images, targets, batch, at_once)
+        return together(model, images, targets, batch, at_once, draws)
 
     monkeypatch.setattr(training, "backward", backward)
     words: dict[str, Any] = {"data": str(scenes), "model": "demo", "short": 64, "long": 64, "schedule": "2", "unit": 10}

@@ -3,7 +3,7 @@ nothing mixes host and device, all numbers are the CPU's, and the host hardly ev
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from rethink_imagenet.data.datasets import Dataset
-from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
+from rethink_imagenet.data.loading import Batch, EvaluationSamples, TrainingSamples
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize
@@ -25,6 +25,7 @@ from rethink_imagenet.detection.conventions import DETECTRON2, TORCHVISION
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import predict
+from rethink_imagenet.randomness import Draws
 from rethink_imagenet.study.plans import Plan
 from rethink_imagenet.study.studies import switch_over
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
@@ -229,6 +230,10 @@ class Watched(TorchDataset):
             self.counts.append((self.device.waits, self.device.launches))
         return self.samples[p]
 
+    def draws(self, positions: Sequence[int]) -> Draws:
+        """Those of the samples."""
+        return self.samples.draws(positions)
+
 
 @dataclass
 class Went:
@@ -351,14 +356,15 @@ def test_layouts_of_parameters_and_momentum(scenes: tuple[Dataset, Dataset], tmp
     plan = Plan(replace(DEMO, cascade=True), schedules=(1,), unit=4, batch=2, cascade_last=2)
     trained(plan.before_switch.detector, scenes[0], tmp_path / "before", "cuda", steps=2, about={"plan": 1})
     switch_over(tmp_path / "before", plan, tmp_path / "after", {"plan": 1}, {"plan": 2})
-    images, targets = zip(*(TrainingSamples(scenes[0], 0, (96, 96), 160, batch=2)[p] for p in (4, 5)), strict=True)
+    samples = TrainingSamples(scenes[0], 0, (96, 96), 160, batch=2)
+    images, targets = zip(*(samples[p] for p in (4, 5)), strict=True)
     for folder, config, about in (("before", plan.before_switch.detector, 1), ("after", plan.detector, 2)):
         with Device():
             model = build(config).to("cuda", memory_format=torch.channels_last).train()
             run = Run(model, RunSettings(plan.schedule(1), batch=2), tmp_path / folder, {"plan": about})
             assert len(run.state.optimizer.state) == len(list(model.parameters()))
             assert_strides_agree(run)
-            run.step(list(images), list(targets))
+            run.step(Batch(list(images), list(targets), samples.draws((4, 5))))
             assert_strides_agree(run)
 
 

@@ -38,9 +38,10 @@ from torch.nn.parallel import DistributedDataParallel
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.training.distributed import joined
-from rethink_imagenet.data.loading import share
+from rethink_imagenet.randomness import share
 from rethink_imagenet.training.processes import is_first, rank, world_size
-from rethink_imagenet.training.loop import backward, seed_everything
+from rethink_imagenet.randomness import seed_everything
+from rethink_imagenet.training.loop import backward
 from rethink_imagenet.data.loading import TrainingSamples
 
 source, norm, emptied, out = sys.argv[1:]
@@ -62,7 +63,8 @@ def take_a_step():
         targets[1] |= {"polygons": targets[1]["polygons"].select([])}
     learner = DistributedDataParallel(model) if world_size() > 1 else model
     mine = [share(items, rank(), world_size()) for items in (images, targets)]
-    losses = backward(learner, *mine, batch=2)
+    draws = samples.draws((0, 1)).part(rank(), world_size())
+    losses = backward(learner, *mine, batch=2, draws=draws)
     if is_first():
         torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, out)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from rethink_imagenet.data.datasets import Dataset, Polygons
-from rethink_imagenet.data.loading import TrainingSamples
+from rethink_imagenet.data.loading import Batch, TrainingSamples
 from rethink_imagenet.data.rasters import outlines_of, raster_regions
 from rethink_imagenet.data.transforms import read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO, Detector, DetectorConfig, build
@@ -29,7 +29,6 @@ from rethink_imagenet.training.loop import optimizer_of, set_rate
 from tests.test_device import CONFIGS, scenes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_products")]
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
 __all__ = ["scenes"]  # a fixture
 
 
@@ -100,14 +99,14 @@ def batch_of(data: Dataset, number: int = 2, side: int = 96, keypoints: bool = F
     """Some samples as training sees them, with the seeds of their draws."""
     samples = TrainingSamples(data, 0, (side, side), 2 * side, batch=number, keypoints=keypoints)
     images, targets = zip(*(samples[p] for p in range(number)), strict=True)
-    return list(images), list(targets)
+    return Batch(list(images), list(targets), samples.draws(range(number)))
 
 
 def losses_and_gradients(config: DetectorConfig, batch: Batch, place: Any) -> tuple[dict[str, float], list[Tensor]]:
     """Of a new model, always the same."""
     torch.manual_seed(0)
     model = build(config).to(place).train()
-    losses = model([image.to(place) for image in batch[0]], batch[1])
+    losses = model([image.to(place) for image in batch.images], batch.targets, batch.draws)
     torch.stack(list(losses.values())).sum().backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return {key: value.item() for key, value in losses.items()}, [g.cpu() for g in gradients]
@@ -160,8 +159,8 @@ def steps_of(model: Detector, batches: list[list[Batch]], place: Any) -> list[fl
     for parts in batches:
         optimizer.zero_grad()
         total = 0.0
-        for images, targets in parts:
-            found = torch.stack(list(model([image.to(place) for image in images], targets).values())).sum()
+        for images, targets, draws in parts:
+            found = torch.stack(list(model([image.to(place) for image in images], targets, draws).values())).sum()
             found.backward()
             total += found.item()
         optimizer.step()

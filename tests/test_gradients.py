@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from rethink_imagenet.detection.box_head import Samples, box_losses
-from rethink_imagenet.detection.boxes import decode, encode, generator_of
+from rethink_imagenet.detection.boxes import decode, encode
 from rethink_imagenet.detection.conventions import CONVENTIONS, Conventions
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build, check_from_scratch
 from rethink_imagenet.detection.keypoint_head import keypoint_cells, keypoint_loss
@@ -17,6 +17,7 @@ from rethink_imagenet.detection.mask_head import mask_loss
 from rethink_imagenet.detection.pooling import roi_align_pyramid
 from rethink_imagenet.detection.proposals import level_anchors, proposal_losses
 from rethink_imagenet.networks.normalization import group_norm
+from rethink_imagenet.randomness import Draws, generator_of
 
 BOXES = torch.tensor([[4.0, 5, 30, 25], [10, 8, 60, 50]], dtype=torch.float64)
 
@@ -107,7 +108,8 @@ def trained(config: DetectorConfig, images: int = 2) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(3):
         optimizer.zero_grad()
-        losses = model([torch.rand(3, 288, 288)] * images, [target | {"seed": 1 + b} for b in range(images)])
+        draws = Draws(tuple(range(1, images + 1)))
+        losses = model([torch.rand(3, 288, 288)] * images, [target] * images, draws)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -29,7 +29,7 @@ def assert_same(here: Any, there: Any, some: int) -> None:
     """Batches for the CPU and for a device hold the same images."""
     seen = 0
     with Device() as device:
-        for (images, targets), (raw, others) in zip(here, there, strict=True):
+        for (images, targets, *_), (raw, others, *_) in zip(here, there, strict=True):
             for image, bytes_, target, other in zip(images, raw, targets, others, strict=True):
                 assert isinstance(bytes_, RawImage) and bytes_.pixels.dtype == torch.uint8
                 device.reset()

@@ -39,7 +39,7 @@ from rethink_imagenet.data.scenes import write_crops, write_scenes
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize, resized_size
 from rethink_imagenet.detection.box_head import Cut, Samples, as_rois, sample_proposals
-from rethink_imagenet.detection.boxes import generator_of, split_crowds
+from rethink_imagenet.detection.boxes import split_crowds
 from rethink_imagenet.detection.cascade import CascadeHead, refine, switch_to_cascade
 from rethink_imagenet.detection.conventions import DETECTRON
 from rethink_imagenet.detection.detectors import (
@@ -53,6 +53,7 @@ from rethink_imagenet.detection.detectors import (
 )
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body
+from rethink_imagenet.randomness import Draws, generator_of
 from rethink_imagenet.study import pretraining
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
@@ -64,9 +65,9 @@ Target = dict[str, Any]
 
 
 def batch_of(dataset: Dataset, positions: list[int], short: int = 160) -> tuple[list[Tensor], list[Target]]:
-    """Some of a data set's images and targets, resized; draws are those of a seed."""
+    """Some of a data set's images and targets, resized."""
     pairs = [resize(*read_sample(dataset, m), short, 2 * short) for m in positions]
-    return [image for image, _ in pairs], [target | {"seed": i} for i, (_, target) in enumerate(pairs)]
+    return [image for image, _ in pairs], [target for _, target in pairs]
 
 
 @pytest.fixture
@@ -86,7 +87,8 @@ def learn(model: Detector, images: list[Tensor], targets: list[Target], steps: i
     """The summed losses of some iterations on the same batch."""
     optimizer, totals = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9), []
     for step in range(steps):
-        total = sum(model(images, [t | {"seed": t["seed"] + 100 * step} for t in targets]).values())
+        draws = Draws(tuple(100 * step + i for i in range(len(images))))
+        total = sum(model(images, targets, draws).values())
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10)
@@ -210,7 +212,7 @@ def test_each_stage_of_the_cascade_makes_boxes_better(sample_data: Sample) -> No
 def box_cost(model: Detector, images: list[Tensor], targets: list[Target]) -> float:
     """The sum of the classification and box losses of all stages."""
     with torch.no_grad():
-        losses = model.train()(images, targets)
+        losses = model.train()(images, targets, Draws(tuple(range(len(images)))))
     return sum(loss.item() for name, loss in losses.items() if name.startswith(("loss_classifier", "loss_box_reg")))
 
 
@@ -269,7 +271,7 @@ def test_vgg_keeps_its_scale_through_all_layers(photographs: tuple[list[Tensor],
         if kind == "default":
             for name in deep:
                 model.get_submodule(name).reset_parameters()
-        losses = model(images[:2], targets[:2])
+        losses = model(images[:2], targets[:2], Draws((0, 1)))
         sum(losses.values()).backward()
         for what, values in (("outputs", recorder.outputs), ("gradients", recorder.gradients)):
             scales = [values[name] for name in deep]
@@ -515,7 +517,7 @@ def test_the_largest_model_makes_a_step_within_16_gb(sample_data: Sample) -> Non
     optimizer, seconds = torch.optim.SGD(model.parameters(), lr=0.0025, momentum=0.9), []
     for _ in range(2):  # the second with momentum in memory
         start = time.perf_counter()
-        total = sum(model(images, targets).values())
+        total = sum(model(images, targets, Draws((0, 1))).values())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -19,6 +19,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..randomness import stream
+
 # %% ../../nbs/11_scenes.ipynb #8cc6f31d
 def _polar(radii: Iterable[float], start: float = -90) -> np.ndarray:
     "Outline [V, 2] from radii at equal angles, the first at `start` degrees"
@@ -187,7 +189,7 @@ def draw_scene(
     side: int = 96,  # of the square picture in pixels
 ) -> tuple[np.ndarray, list[Instance]]:  # [side, side, 3] uint8 RGB and its instances, back to front
     "Image `index` of the data set `seed`"
-    rng = np.random.default_rng([seed, index])
+    rng = stream(seed, index)
     picture = texture(rng, side, contrast=0.5)
     candidates = [draw_object(rng, side) for _ in range(rng.integers(1, 6))]
     if rng.random() < 0.1:
@@ -212,7 +214,7 @@ def draw_crop(
     side: int = 48,  # of the square picture in pixels
 ) -> tuple[np.ndarray, str]:  # [side, side, 3] uint8 RGB and its class
     "Crop `index` of the data set `seed`: one shape of `CROP_SHAPES`"
-    rng = np.random.default_rng([seed, index, side])
+    rng = stream(seed, index, side)
     instance = draw_object(rng, side, CROP_SHAPES, radii=(0.25, 0.44))
     ground, fill = texture(rng, side, contrast=0.5), texture(rng, side, contrast=0.2)
     picture = np.where(instance.visible[..., None], fill, ground) + rng.normal(0, 6, ground.shape)

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..data.rasters import Outlines
 from ..data.transforms import Target, batch_images
 from .box_head import BoxHead, Cut, Selection, as_rois, read_boxes, sample_proposals
-from .boxes import generator_of, split_crowds
+from .boxes import split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .keypoint_head import KeypointHead
@@ -28,6 +28,7 @@ from .proposals import RPN
 from ..errors import InputError
 from ..networks.graphs import Graphs
 from ..networks.pyramids import backbone_named
+from ..randomness import Draws, generator_of
 
 # %% ../../nbs/39_detectors.ipynb #d06edfd7
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Detector(nn.Module):
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
         targets: list[Target] | None = None,  # in training: boxes [N, 4], labels [N], polygons or masks, keypoints
+        draws: Draws | None = None,  # in training: what is sampled by; PyTorch's global generator without
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         "In training a dict of scalar losses; in testing dicts of boxes, labels, scores, masks [D, 1, H, W], keypoints"
         if not self.training:
@@ -137,7 +139,7 @@ class Detector(nn.Module):
             return [_with_pasted_masks(d, image.shape[1], image.shape[2], way) for d, image in parts]
         if targets is None:
             raise ValueError("a detector in training mode needs targets; call model.eval() to detect")
-        return self.losses(images, targets)
+        return self.losses(images, targets, draws or Draws(()))
 
     def autocast(self) -> torch.autocast:
         "The precision that the networks compute in"
@@ -169,13 +171,14 @@ class Detector(nn.Module):
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
         targets: list[Target],  # of each image
+        draws: Draws,  # without seeds PyTorch's global generator is drawn from
     ) -> dict[str, Tensor]:  # scalars, under torchvision's names
         "All losses of a batch"
         masks = self.config.conventions.mask_targets if self.config.masks else None
         targets = [_ready(target, image, masks) for target, image in zip(targets, images, strict=True)]
-        generators = [generator_of(target.get("seed")) for target in targets]
+        generators = [generator_of(seed) for seed in draws.seeds or [None] * len(targets)]
         rules, number = self.config.conventions, self.config.box_number
-        canvas = targets[0].get("canvas", (0, 0)) if rules.normalize_over == "image" else (0, 0)
+        canvas = draws.canvas if rules.normalize_over == "image" else (0, 0)
         with self.autocast():
             pyramid, sizes = self.features(images, canvas)
             proposals, losses = self.rpn(pyramid, sizes, targets, generators)

@@ -17,6 +17,7 @@ import numpy as np
 from ..data.coco import read_json
 from ..errors import InputError
 from .average_precision import ELEVEN_RECALLS, match_coco, match_voc
+from ..randomness import stream
 
 # %% ../../nbs/53_resampling.ipynb #1f0f9f73
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def draw_images(
     runs: Sequence[int] = (),  # of each arm, to draw from, and so many to draw
 ) -> tuple[np.ndarray, list[np.ndarray]]:  # how often each image is drawn, and how often each run of each arm
     "A resample with replacement; the images do not depend on the number of runs"
-    rng = np.random.default_rng([seed, resample])
+    rng = stream(seed, resample)
     drawn = [np.bincount(rng.integers(number, size=number), minlength=number) for number in (images, *runs)]
     return drawn[0].astype(np.int32), drawn[1:]
 

@@ -33,9 +33,10 @@ from ..errors import InputError, nearest
 from ..networks.backbones import OWN, Body, xavier_fill
 from ..networks.pyramids import body_named
 from ..networks.vgg import VGGBackbone, VGGBody
+from ..randomness import seed_everything, stream
 from .weights import as_body, metadata_of, read_weights
 from ..training.checkpoints import code_digest, load_state, locked_together, write_atomically
-from ..training.loop import RunSettings, seed_everything, train
+from ..training.loop import RunSettings, train
 from rethink_imagenet.training.processes import (
     RunStopped,
     fail_together,
@@ -122,7 +123,7 @@ def _middle_part(image: Image.Image, side: int) -> Image.Image:
 @lru_cache(maxsize=2)
 def _shuffled(length: int, seed: int, number: int) -> np.ndarray:
     "The order of pass `number` over so many images"
-    return np.random.default_rng([seed, number, 1]).permutation(length)  # another stream than that of any sample
+    return stream(seed, number, 1).permutation(length)  # another stream than that of any sample
 
 # %% ../../nbs/61_pretraining.ipynb #70c56af8
 class ClassificationSamples(FileSamples):
@@ -160,7 +161,7 @@ class ClassificationSamples(FileSamples):
     ) -> tuple[RawImage, Target] | InputError:
         "Sample p, or what is wrong with it"
         number, place = divmod(p, len(self.files))
-        rng = np.random.default_rng([self.seed, p])
+        rng = stream(self.seed, p)
         path, label = self.files[place if self.held_back else _shuffled(len(self.files), self.seed, number)[place]]
         try:
             with Image.open(path) as file:

@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from ..evaluation.average_precision import evaluate, predict
 from ..networks.graphs import Graphs
+from ..randomness import seed_everything
 from .plans import Experiment, Plan, samples_seen
 from .pretraining import load_weights
 from rethink_imagenet.training.checkpoints import (
@@ -46,7 +47,6 @@ from rethink_imagenet.training.loop import (
     copy_log,
     optimizer_of,
     parameter_groups,
-    seed_everything,
     train,
 )
 from rethink_imagenet.training.processes import (

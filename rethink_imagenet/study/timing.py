@@ -19,8 +19,9 @@ from ..data.coco import trainable
 from ..data.datasets import Dataset
 from ..data.loading import TrainingSamples, training_batches
 from ..detection.detectors import build
+from ..randomness import seed_everything
 from .plans import Execution, Plan, samples_seen
-from ..training.loop import backward, optimizer_of, seed_everything
+from ..training.loop import backward, optimizer_of
 from ..training.processes import world_size
 
 # %% ../../nbs/69_timing.ipynb #3f2563cc
@@ -66,10 +67,10 @@ def measure_step(
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, settings=plan.updates), 0.0
     with closing(training_batches(samples, images, 0, 2, execution.workers, execution.device)) as batches:
-        for pixels, targets in batches:
+        for pixels, targets, draws in batches:
             begun = _now(execution.device)
             optimizer.zero_grad()
-            backward(model, pixels, targets, images * world_size())
+            backward(model, pixels, targets, images * world_size(), draws=draws)
             optimizer.step()
     seconds = _now(execution.device) - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['UpdateSettings', 'parameter_groups', 'optimizer_of', 'set_rate', 'number_of_parts', 'backward', 'RunSettings',
-           'seed_everything', 'Diverged', 'RunState', 'Run', 'train', 'compute_deterministically', 'checkpoint_at',
-           'copy_log', 'branch_off']
+           'Diverged', 'RunState', 'Run', 'train', 'compute_deterministically', 'checkpoint_at', 'copy_log',
+           'branch_off']
 
 # %% ../../nbs/44_loop.ipynb #08edae91
 import json
 import math
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset as TorchDataset
 
-from ..data.loading import share, training_batches
+from ..data.loading import Batch, training_batches
 from ..data.transforms import RawImage, Target
 from ..errors import InputError
 from ..networks.normalization import use_pytorchs_sync_batch_norm
+from ..randomness import Draws, share
 from rethink_imagenet.training.checkpoints import (
     check_environment,
     check_settings,
@@ -132,6 +131,7 @@ def backward(
     targets: Sequence[Target],  # of each image, as the model takes them
     batch: int,  # images of all processes together
     at_once: int = 0,  # images to look at together; 0 for all
+    draws: Draws | None = None,  # for a model that takes any
 ) -> dict[str, Tensor]:  # this process's part in the mean losses of the batch, scalars that nobody has waited for
     "Add the gradient of the mean loss of a batch to that of the parameters"
     device, parts = next(model.parameters()).device, number_of_parts(batch, at_once)
@@ -141,7 +141,8 @@ def backward(
         some, theirs = share(images, part, parts), list(share(targets, part, parts))
         alone = part < parts - 1 and isinstance(model, DistributedDataParallel)
         with cast(DistributedDataParallel, model).no_sync() if alone else nullcontext():
-            found = model([image.to(device, non_blocking=True) for image in some], theirs)
+            more = () if draws is None else (draws.part(part, parts),)
+            found = model([image.to(device, non_blocking=True) for image in some], theirs, *more)
             names, losses = list(found), torch.stack(list(found.values()))
             weight = len(some) / batch
             (losses.sum() * (weight * world_size())).backward()
@@ -186,15 +187,6 @@ class RunSettings:
     ) -> bool:
         "Whether the losses must be known now: for the log, a checkpoint or an evaluation"
         return self.due(done, self.log_every) or self.saves(done)
-
-
-def seed_everything(
-    seed: int,  # any integer of 0 or more
-) -> None:
-    "Seed the global generators, which the random weights of a new model are drawn from"
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
 
 # %% ../../nbs/44_loop.ipynb #7caecdd4
 class Diverged(RunStopped):
@@ -283,8 +275,7 @@ class Run:
 
     def step(
         self,
-        images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
-        targets: list[Target],  # of each image, as the model takes them
+        batch: Batch,  # this process's share
     ) -> None:
         "One iteration of SGD, which changes nothing where a loss is not finite. Raises Diverged"
         state, optimizer = self.state, cast(Any, self.state.optimizer)
@@ -292,7 +283,8 @@ class Run:
         optimizer.zero_grad()
         buffers = list(state.model.buffers()) if self.settings.on_nan == "skip" else []
         before = [buffer.clone() for buffer in buffers]
-        losses = backward(self.learner, images, targets, self.settings.batch, self.settings.at_once)
+        how = self.settings.batch, self.settings.at_once
+        losses = backward(self.learner, batch.images, batch.targets, *how, batch.draws)
         mine = torch.stack(list(losses.values()))
         total = sum_over_processes(mine.double()) if world_size() > 1 else mine
         bad = ~total.isfinite().all()
@@ -301,7 +293,7 @@ class Run:
         for buffer, good in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad, good, buffer))
         state.iteration += 1
-        shown = [target["image_id"] for target in targets]
+        shown = [target["image_id"] for target in batch.targets]
         self.unread.append(_Unread(state.iteration, list(losses), torch.stack([mine.to(total), total]), shown))
         if mine.is_cpu or self.settings.reads(state.iteration):
             self.read()
@@ -333,8 +325,8 @@ class Run:
         self.state.skipped += 1
 
 # %% ../../nbs/44_loop.ipynb #d5be4ace
-def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) -> tuple[list[Any], list[Target]]:
-    "Images and targets; or, where a process was asked to stop, a checkpoint and Interrupted. Raises InputError"
+def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) -> Batch:
+    "What comes next; or, where a process was asked to stop, a checkpoint and Interrupted. Raises InputError"
     done, total = run.state.iteration, run.settings.schedule.iterations
     try:
         with fail_together():
@@ -407,7 +399,7 @@ def train(
         batches = training_batches(samples, settings.batch, state.iteration, total, workers, device, *ours)
         with closing(batches), Progress(folder.name, total, state.iteration, settings.after) as progress:
             while state.iteration < total:
-                run.step(*_next_batch(run, batches, interruption))
+                run.step(_next_batch(run, batches, interruption))
                 state.seconds += time.perf_counter() - mark
                 progress.update(state.iteration, _told(run))
                 if settings.due(state.iteration, settings.log_every):
