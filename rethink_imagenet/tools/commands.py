@@ -106,9 +106,9 @@ from rethink_imagenet.training.processes import (
 )
 
 # %% ../../nbs/73_commands.ipynb #8f9d438d
-def _asking_for_less(settings: Any) -> str:
+def _asking_for_less(settings: Any = None) -> str:
     "How a command with these settings gets along with less memory on its device"
-    known = flat(settings)
+    known = flat(settings) if settings else {}
     if known.get("at_once", 1) != 1:
         return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
     smaller = "at_once" not in known and "side" in known  # networks that classify
@@ -131,7 +131,7 @@ def one_line_faults(
                 fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
             told = str(fault)
             if isinstance(fault, OutOfMemory):
-                told += f"; {_asking_for_less(args[0])}"
+                told += f"; {_asking_for_less(*args)}"
             if is_speaker() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
