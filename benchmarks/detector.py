@@ -71,9 +71,7 @@ def made_up_batch(height: int = 480, width: int = 640, images: int = 2, objects:
         polygons = Polygons.pack([[ring] for ring in rings])
         target = {"boxes": torch.from_numpy(boxes), "labels": torch.arange(objects) + 1, "polygons": polygons}
         bitmaps = bitmaps_of(polygons, height, width)
-        targets.append(
-            target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "image_id": b}
-        )
+        targets.append(target | {"masks": bitmaps, "crowd": torch.zeros(objects, dtype=torch.bool), "image_id": b})
     return pictures, targets
 
 
