@@ -161,6 +161,7 @@ def _patient(path: Path, read: Callable[[], READ]) -> READ:
 def read_upright(
     path: str | Path,  # of an image file
     accept: Callable[[Header], Any] = lambda header: None,  # raises InputError where the header is not as it should be
+    as_stored: bool = False,  # leave the image as it is stored, to see what an annotator may have seen
 ) -> Image.Image:  # RGB
     "Decode an image and turn it as its EXIF orientation says. Raises InputError"
     path = Path(path)
@@ -176,7 +177,8 @@ def read_upright(
             upright = image if turn is None else image.transpose(turn)
             if upright.size != header.size[::-1]:
                 raise InputError(f"{path}: its pixels are not as many as its header says")
-            return upright.convert("RGB")
+            back = _UPRIGHT.get({6: 8, 8: 6}.get(header.orientation, header.orientation)) if as_stored else None
+            return (upright if back is None else upright.transpose(back)).convert("RGB")
 
     return _patient(path, decode)
 

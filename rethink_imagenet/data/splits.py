@@ -374,7 +374,7 @@ def summary(
     counts = count(dataset)
     kinds = ["boxes"] + ["masks"] * (dataset.polygons is not None) + ["keypoints"] * (dataset.keypoints is not None)
     left_out = "".join(f"; {number} {reason}" for reason, number in dataset.left_out.items())
-    left_out += "".join(f"; {kind} not read" for kind in dataset.unread)
+    left_out += "".join(f"; {kind} are there and not trained" for kind in dataset.unread)
     return (
         f"{dataset.source}: {counts['images']:,} images, {counts['instances']:,} instances, "
         f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} categories, {' and '.join(kinds)}{left_out}"

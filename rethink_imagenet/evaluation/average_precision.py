@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATISTICS', 'ELEVEN_RECALLS', 'coco_results', 'Detects', 'predict', 'keypoint_sigmas', 'evaluate_coco', 'match_coco',
-           'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate', 'write_submission']
+           'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate', 'check_method', 'write_submission']
 
 # %% ../../nbs/51_average_precision.ipynb #25cfdb04
 import contextlib
@@ -352,6 +352,14 @@ def evaluate(
     return figures
 
 # %% ../../nbs/51_average_precision.ipynb #5d1f6a31
+def check_method(
+    algorithm: str,  # name of the method
+) -> None:
+    "Raises InputError if a name is not of letters, digits, - and ."
+    if not re.fullmatch(r"[\w.-]+", algorithm):
+        raise InputError(f'"{algorithm}": the name of a method takes letters, digits, - and .')
+
+
 def write_submission(
     dataset: Dataset,  # predicted on, such as from `read_image_info`
     detections: list[dict[str, Any]],  # in COCO's results format
@@ -360,8 +368,9 @@ def write_submission(
     folder: str | Path,  # to write into
 ) -> Path:  # FOLDER/detections_TESTSET_ALGORITHM_results.zip, for keypoints person_keypoints_...
     "The zip that COCO's evaluation server takes. Raises InputError, also where the zip exists"
-    if not re.fullmatch(r"[\w.-]+", algorithm) or kind not in KINDS:
-        raise InputError(f'"{algorithm}", "{kind}": a name of letters, digits, - and . and one of {", ".join(KINDS)}')
+    check_method(algorithm)
+    if kind not in KINDS:
+        raise InputError(f'"{kind}" is no kind of detection; there are {", ".join(KINDS)}')
     content = dataset.ground_truth if isinstance(dataset.ground_truth, dict) else read_json(dataset.ground_truth)
     images = {image["id"]: image for image in content["images"]}
     found = read_results(detections, content, [kind])
