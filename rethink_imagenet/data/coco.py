@@ -445,6 +445,7 @@ def _image_folders(annotations: Path) -> Iterator[Path]:
         inside = sorted(base.iterdir()) if split and base.is_dir() else []
         yield from (path for path in inside if path.is_dir() and split_of(path.name) == split)
     yield from (root / name for name in ("images", "Images", "data", "JPEGImages"))
+    yield from (path for depth in ("*", "*/*") for path in sorted(root.glob(f"{depth}/JPEGImages")))  # of a devkit
     yield root
 
 

@@ -841,9 +841,8 @@ def _look(settings: Data, sets: tuple[Dataset, Dataset]) -> None:
         write_page(Path(settings.html), views, shared)
         print(settings.html)
     if faults := faults_of(views):
-        raise InputError(
-            f"a training or an evaluation would refuse these data for {len(faults):,} reasons, listed above"
-        )
+        told = f"reasons why a training or an evaluation would refuse these data: {len(faults):,}, listed above"
+        raise InputError(told)
 
 
 @one_line_faults

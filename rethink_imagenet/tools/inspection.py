@@ -68,11 +68,11 @@ class Finding:
 
 
 def _about(told: str, objects: Objects, which: np.ndarray) -> list[Finding]:
-    "A finding about some objects, if there are any; its line begins with their number"
+    "A finding about some objects, if there are any; its line ends with their number"
     if not which.any():
         return []
     owners = objects.images[which]
-    return [Finding(f"{which.sum():,} {told}", np.unique(owners), objects.boxes[which], owners)]
+    return [Finding(f"{told}: {which.sum():,}", np.unique(owners), objects.boxes[which], owners)]
 
 
 def _geometry(objects: Objects) -> list[Finding]:
@@ -85,14 +85,16 @@ def _geometry(objects: Objects) -> list[Finding]:
     tiny = ~empty & (boxes[:, 2:] < 1).any(axis=1)
     corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, 2] <= widths + 1) & (boxes[:, 3] <= heights + 1)
     if len(boxes) >= 5 and corners.all() and outside.mean() > 0.1:
-        told = "and all look like corners x1, y1, x2, y2; a bbox is x, y, width, height"
-        found = _about(f"boxes reach out of their images, {told}", objects, outside)
+        told = (
+            "all boxes look like corners x1, y1, x2, y2, where a bbox is x, y, width, height; out of their images reach"
+        )
+        found = _about(told, objects, outside)
     else:
-        told = "boxes reach out of their images by more than a pixel, and are clipped"
+        told = "boxes that reach out of their images by more than a pixel, and are clipped"
         found = _about(told, objects, outside & ~empty)
-    found += _about("boxes have no area within their image, and are left out", objects, empty)
+    found += _about("boxes without area within their image, which are left out", objects, empty)
     fractions = " (are they fractions of the sides?)" if tiny.sum() > len(boxes) / 2 else ""
-    return found + _about(f"boxes are narrower or lower than a pixel{fractions}", objects, tiny)
+    return found + _about(f"boxes narrower or lower than a pixel{fractions}", objects, tiny)
 
 
 def _doubled(objects: Objects) -> list[Finding]:
@@ -101,12 +103,14 @@ def _doubled(objects: Objects) -> list[Finding]:
     _, first = np.unique(keys, axis=0, return_index=True) if len(keys) else (None, np.zeros(0, np.int64))
     again = np.ones(len(keys), bool)
     again[first] = False
-    return _about("boxes are annotated twice: another of the same class is in the same place", objects, again)
+    return _about("boxes annotated twice, of the same class in the same place", objects, again)
 
 
 def _ignored(objects: Objects) -> list[Finding]:
     "Crowds and difficult objects, which are not trained on and do not count in an evaluation"
-    return _about("objects are crowds, difficult, or to be ignored; they are not trained on", objects, ~objects.single)
+    return _about(
+        "crowds, difficult objects, and objects to be ignored, which are not trained on", objects, ~objects.single
+    )
 
 # %% ../../nbs/70_inspection.ipynb #fd5ad077
 MOST = 100  # detections of an image that COCO's metric looks at
@@ -130,13 +134,17 @@ def _disagreeing(dataset: Dataset) -> list[Finding]:
     if not odd.any():
         return []
     moved = np.concatenate([boxes[odd, :2], boxes[odd, 2:] - boxes[odd, :2]], axis=1)
-    return [Finding(f"{odd.sum():,} boxes disagree with their polygons", np.unique(images[odd]), moved, images[odd])]
+    return [
+        Finding(f"boxes that disagree with their polygons: {odd.sum():,}", np.unique(images[odd]), moved, images[odd])
+    ]
 
 
 def _crowded(dataset: Dataset) -> list[Finding]:
     "Images with more objects than the metric looks at"
     many = np.flatnonzero(np.diff(dataset.starts) > MOST)
-    told = f"{len(many):,} images have more than {MOST} objects; COCO's AP looks at the {MOST} best detections of each"
+    told = (
+        f"images with more than {MOST} objects, of which COCO's AP looks at the {MOST} best detections: {len(many):,}"
+    )
     return [Finding(told, many)] if len(many) else []
 
 
@@ -181,6 +189,8 @@ def look_at(
     objects, files = objects_of(dataset), look_at_files(dataset, decode, shown)
     findings = [*_geometry(objects), *_disagreeing(dataset), *_doubled(objects), *_crowded(dataset),
                 *_ignored(objects), *_turned(files)]  # fmt: skip
+    if (gone := dataset.left_out.get("boxes without area", 0)) and isinstance(dataset.ground_truth, dict):
+        findings.append(Finding(f"boxes without area, which are left out: {gone:,}", np.zeros(0, np.int64)))  # of VOC
     return View(dataset, files, findings, resized_sides(dataset, short, long))
 
 
@@ -209,7 +219,7 @@ def class_table(
     for label, name in enumerate(train.category_names, 1):
         (objects, images), (to_evaluate, seen) = ((int(n[label]), int(i[label])) for n, i in counts)
         mark = "no object in either" if not objects + to_evaluate else "none to train on" if not objects else ""
-        mark = mark or ("none to evaluate on" if not to_evaluate else "few" if objects < 20 else "")
+        mark = mark or ("" if to_evaluate else "none to evaluate on")
         row = (name, f"{objects:,}", f"{images:,}", f"{to_evaluate:,}", f"{seen:,}", mark)
         rows.append(dict(zip(("class", "objects", "in images", "val objects", "in val images", ""), row, strict=True)))
     return rows
