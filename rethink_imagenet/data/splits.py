@@ -166,7 +166,7 @@ def original_name(
     "The name of an image before an export made versions of it, such as Roboflow's `.rf.<hash>`"
     path = Path(file.replace("\\", "/"))
     stem = _SUFFIX.sub("", path.stem)
-    return stem if stem != path.stem else f"{stem}_{path.suffix[1:]}".lower()
+    return (stem if stem != path.stem else f"{stem}_{path.suffix[1:]}").lower()
 
 
 def hold_back(

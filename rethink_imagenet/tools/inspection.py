@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from ..data.coco import read_json, trainable
 from ..data.datasets import Dataset
@@ -306,7 +306,8 @@ def annotated(
             _outline(canvas, ring * scale, colour, 1)
         text, corner = dataset.category_names[dataset.labels[n] - 1], (float(box[0]) + 2, float(box[1]) + 1)
         canvas.rectangle(canvas.textbbox(corner, text), fill=colour)
-        canvas.text(corner, text, fill="black")
+        dark = sum(ImageColor.getrgb(colour)[:3]) < 330
+        canvas.text(corner, text, fill="white" if dark else "black")
     for x, y, width, height in marked * scale:
         _outline(canvas, _corners(np.array([x, y, x + width, y + height])), MARK, 3)
     return drawn
