@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'DEMO', 'VGG16', 'DetectorConfig', 'has_bfloat16', 'Detector
 # %% ../../nbs/39_detectors.ipynb #30f33fec
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,16 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..data.rasters import Outlines
 from ..data.transforms import Target, batch_images
-from .box_head import BoxHead, Cut, Selection, as_rois, read_boxes, sample_proposals
-from .boxes import split_crowds
+from rethink_imagenet.detection.box_head import (
+    BoxHead,
+    Detections,
+    Pool,
+    Selection,
+    as_rois,
+    read_boxes,
+    sample_proposals,
+)
+from .boxes import PreparedTarget, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .keypoint_head import KeypointHead
@@ -72,16 +80,17 @@ VGG16 = DetectorConfig(
 )  # fmt: skip
 
 # %% ../../nbs/39_detectors.ipynb #20ed2035
-def _ready(target: Target, image: Tensor, masks: Literal["polygons", "bitmaps"] | None) -> Target:
+def _prepared(target: Target, image: Tensor, masks: Literal["polygons", "bitmaps"] | None) -> PreparedTarget:
     "The target without crowds, with masks in the form that is wanted, its tensors on their way to the image's device"
     made = split_crowds(target)
     if masks:
         made = with_masks(made, masks, (image.shape[1], image.shape[2]))
     tensors = {key: value for key, value in made.items() if isinstance(value, Tensor | Outlines)}
-    return made | {key: value.to(image.device, non_blocking=True) for key, value in tensors.items()}
+    moved = {key: value.to(image.device, non_blocking=True) for key, value in tensors.items()}
+    return cast(PreparedTarget, {**made, **moved})
 
 # %% ../../nbs/39_detectors.ipynb #603141fb
-def _with_pasted_masks(detections: dict[str, Tensor], height: int, width: int, way: str) -> dict[str, Tensor]:
+def _with_pasted_masks(detections: Detections, height: int, width: int, way: str) -> Detections:
     "Detections with masks [D, 1, height, width] instead of [D, 28, 28]"
     if "masks" not in detections:
         return detections
@@ -131,7 +140,7 @@ class Detector(nn.Module):
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
         targets: list[Target] | None = None,  # in training: boxes [N, 4], labels [N], polygons or masks, keypoints
         draws: Draws | None = None,  # in training: what is sampled by; PyTorch's global generator without
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    ) -> dict[str, Tensor] | list[Detections]:
         "In training a dict of scalar losses; in testing dicts of boxes, labels, scores, masks [D, 1, H, W], keypoints"
         if not self.training:
             way, found = self.config.conventions.mask_pasting, self.detect(images)
@@ -175,45 +184,45 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]:  # scalars, under torchvision's names
         "All losses of a batch"
         masks = self.config.conventions.mask_targets if self.config.masks else None
-        targets = [_ready(target, image, masks) for target, image in zip(targets, images, strict=True)]
-        generators = [generator_of(seed) for seed in draws.seeds or [None] * len(targets)]
+        prepared = [_prepared(target, image, masks) for target, image in zip(targets, images, strict=True)]
+        generators = [generator_of(seed) for seed in draws.seeds or [None] * len(prepared)]
         rules, number = self.config.conventions, self.config.box_number
         canvas = draws.canvas if rules.normalize_over == "image" else (0, 0)
         with self.autocast():
             pyramid, sizes = self.features(images, canvas)
-            proposals, losses = self.rpn(pyramid, sizes, targets, generators)
-            drawn = sample_proposals(proposals, targets, sizes, number, generators, rules.crowd_class)
-            cut = partial(self.regions, pyramid)
-            found, samples = self.box_head.losses(cut, drawn)
+            proposals, losses = self.rpn(pyramid, sizes, prepared, generators)
+            sampled = sample_proposals(proposals, prepared, sizes, number, generators, rules.crowd_class)
+            pool = partial(self.regions, pyramid)
+            found, samples = self.box_head.losses(pool, sampled)
             losses |= found
             for head in self.object_heads:
-                losses |= head.losses(cut, samples)
+                losses |= head.losses(pool, samples)
         return losses
 
     def boxes(
         self,
-        cut: Cut,  # features of RoIs: `regions` of a pyramid
+        pool: Pool,  # features of RoIs: `regions` of a pyramid
         rois: Tensor,  # [R, 5]
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
-    ) -> list[dict[str, Tensor]]:  # of each image: boxes [D, 4], labels [D], scores [D]
+    ) -> list[Detections]:  # of each image: boxes [D, 4], labels [D], scores [D]
         "Detections without masks or keypoints from regions"
         head, smallest = self.box_head, self.config.conventions.smallest_detection
-        found = head.predict(cut, rois, sizes)
-        return read_boxes(*found, sizes, Selection(smallest=smallest), head.code_weights)
+        found = head.predict(pool, rois, sizes)
+        return read_boxes(*found, sizes, Selection(smallest=smallest), head.delta_weights)
 
     @torch.no_grad()
     def detect(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
-    ) -> list[dict[str, Tensor]]:  # boxes [D, 4], labels, scores, masks [D, 28, 28] within the boxes, keypoints, ...
+    ) -> list[Detections]:  # boxes [D, 4], labels, scores, masks [D, 28, 28] within the boxes, keypoints, ...
         "Detections with masks as the head gives them, to be pasted into an image of any size"
         with self.autocast():
             pyramid, sizes = self.features(images)
             proposals, _ = self.rpn(pyramid, sizes)
-            cut = partial(self.regions, pyramid)
-            found = self.boxes(cut, as_rois(proposals), sizes)
+            pool = partial(self.regions, pyramid)
+            found = self.boxes(pool, as_rois(proposals), sizes)
             for head in self.object_heads:
-                found = head.read(cut, found)
+                found = head.read(pool, found)
         return found
 
 # %% ../../nbs/39_detectors.ipynb #fc0b0a59

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import wraps
@@ -64,7 +64,7 @@ from rethink_imagenet.study.recipes import (
     recipe_named,
     seconds_an_iteration,
 )
-from ..study.report import caution_of, text_report, text_table, write_report
+from ..study.report import caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, run_family, shared_detections
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
@@ -397,7 +397,8 @@ def _run_as(plan: Plan, precision: str, seed: int) -> Plan:
 
 def _paper(recipe: Recipe) -> str:
     "The paper's AP of each kind, or a dash"
-    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
+    printed: Mapping[str, Any] = recipe.paper
+    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in printed.items()]
     return ", ".join(found) or "-"
 
 
@@ -589,11 +590,11 @@ def rethink_train(
     say(f"training on {execution.device}, {plan.batch} images an iteration")
     results = run_family(Experiment(plan, train_set, val_set, folder, weights, execution), only=only or None)
     if is_first():
-        table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
+        table = aligned(table_rows(results))
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
         if settings.recipe:
             of_paper = f"the paper: {_paper(recipe_named(settings.recipe))}"
-            print("\n".join(filter(None, (of_paper, caution_of({"scale": settings.scale})))))
+            print("\n".join(filter(None, (of_paper, caution_of(settings.scale)))))
 
 # %% ../../nbs/73_commands.ipynb #3cd78d60
 @one_line_faults
@@ -661,7 +662,7 @@ def _check_categories(model: str, config: dict[str, Any], dataset: Dataset) -> N
         raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
 
 
-def _say_figures(figures: dict[str, Any]) -> None:
+def _say_figures(figures: Mapping[str, Any]) -> None:
     "A line for each kind of detection"
     for kind, values in figures.items():
         shown = {"mAP": values["map"]} if "map" in values else values

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset as TorchDataset
 
 from ..data.loading import Batch, training_batches
-from ..data.transforms import RawImage, Target
+from ..data.transforms import RawImage
 from ..errors import InputError
 from ..networks.normalization import use_pytorchs_sync_batch_norm
 from ..randomness import Draws, share
@@ -128,7 +128,7 @@ def number_of_parts(
 def backward(
     model: nn.Module,  # in training mode; with several processes wrapped in DistributedDataParallel
     images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
-    targets: Sequence[Target],  # of each image, as the model takes them
+    targets: Sequence[Any],  # of each image, as the model takes them
     batch: int,  # images of all processes together
     at_once: int = 0,  # images to look at together; 0 for all
     draws: Draws | None = None,  # for a model that takes any
@@ -364,7 +364,7 @@ def _told(run: Run) -> str:
     return f"{loss}{run.settings.batch * run.state.iteration / run.state.seconds:.1f} images/s"
 
 
-def _evaluate(run: Run, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
+def _evaluate(run: Run, evaluate: Callable[[nn.Module], Mapping[str, Any]]) -> None:
     "The line of an evaluation, unless the log has it already"
     done = run.state.iteration
     if not any(line["iteration"] == done and "evaluation" in line for line in run.log.lines):
@@ -380,7 +380,7 @@ def train(
     samples: TorchDataset,  # image and target of sample 0, 1, ...
     settings: RunSettings,  # schedule, batch, and what happens when
     folder: Path,  # of the run: log.jsonl and checkpoints/
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,  # its figures go into the log
+    evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,  # its figures go into the log
     about: dict[str, Any] | None = None,  # what the run is; a checkpoint of another is refused
     workers: int = 2,  # processes that decode and augment
     accept: Sequence[str] = (),  # keys of `about` that may have changed since the checkpoint
