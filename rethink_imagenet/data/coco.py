@@ -107,7 +107,8 @@ def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]
     "One field of all records; raises InputError at the first that has none of this kind"
     with contextlib.suppress(TypeError, KeyError):
         values = [record[key] for record in records]
-        if set(map(type, values)) <= {kind} and (kind is not int or max(map(abs, values), default=0) < 2**63):
+        ordinary = kind is not int or not values or -(2**63) < min(values) <= max(values) < 2**63
+        if set(map(type, values)) <= {kind} and ordinary:
             return values
     for i, record in enumerate(records):
         value: Any = record.get(key) if isinstance(record, dict) else None
@@ -194,10 +195,10 @@ def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str
     "Boxes [N, 4] x1, y1, x2, y2 clipped to the sizes [N, 2] of their images; degenerate ones have no area"
     columns = _column(records, "bbox", list, name)
     numbers = _as_numbers(list(chain.from_iterable(columns))) if set(map(len, columns)) <= {4} else None
-    if numbers is None:
-        i = next(i for i, box in enumerate(columns) if len(box) != 4 or not are_numbers(box))
-        raise InputError(f"{name(i)}: its bbox {columns[i]} is not four numbers x, y, width, height")
-    boxes = numbers.reshape(-1, 4)
+    for i, box in enumerate(columns if numbers is None else ()):
+        if len(box) != 4 or not are_numbers(box):
+            raise InputError(f"{name(i)}: its bbox {box} is not four numbers x, y, width, height")
+    boxes = np.array(columns if numbers is None else numbers, float).reshape(-1, 4)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     limit = sizes[:, [1, 0, 1, 0]]
     far = ((corners < -limit) | (corners > 2 * limit)).any(axis=1)
@@ -379,7 +380,7 @@ def _read_objects(records: list[Any], listed: _Listed, name: Callable[[int], str
     labels = _look_up(listed.labels, _column(records, "category_id", int, name), "category", name)
     boxes = _read_boxes(records, listed.sizes[image], name)
     kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    records = [records[i] for i in kept.tolist()]
+    records = records if len(kept) == len(records) else [records[i] for i in kept.tolist()]
     crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
     difficult = np.array([bool(record.get("difficult") or record.get("ignore")) for record in records], bool)
 
