@@ -174,7 +174,8 @@ def flip(
         flipped["polygons"] = Polygons(points, outlines.rings, outlines.instances)
     if "keypoints" in target:
         keypoints = target["keypoints"][:, mirrored_order(keypoint_names)].clone()
-        keypoints[..., 0] = torch.where(keypoints[..., 2] > 0, width - keypoints[..., 0], 0)
+        pixel = width / target["size"][1] if "size" in target else 1  # of the file, in pixels of this image
+        keypoints[..., 0] = torch.where(keypoints[..., 2] > 0, width - pixel - keypoints[..., 0], 0)
         flipped["keypoints"] = keypoints
     return replace(image, mirrored=not image.mirrored) if isinstance(image, RawImage) else image.flip(-1), flipped
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
+from ..data.images import read_upright
 from ..data.loading import FileSamples, evaluation_batches
 from ..data.transforms import RawImage, batch_images
 from ..detection.box_head import BoxHead
@@ -172,14 +173,13 @@ class ClassificationSamples(FileSamples):
         rng = stream(self.seed, p)
         path, label = self.files[place if self.held_back else _shuffled(len(self.files), self.seed, number)[place]]
         try:
-            with Image.open(path) as file:
-                whole = file.convert("RGB")
-            part = _middle_part(whole, self.side) if self.held_back else _random_part(whole, self.side, rng)
-            pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
-            target: ClassTarget = {"label": torch.tensor(label), "image_id": str(path)}
-            return RawImage(pixels, (self.side, self.side)), target
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return InputError(f"{path}: cannot be read as an image ({error}); mend or remove it")
+            whole = read_upright(path)
+        except InputError as error:
+            return error
+        part = _middle_part(whole, self.side) if self.held_back else _random_part(whole, self.side, rng)
+        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+        target: ClassTarget = {"label": torch.tensor(label), "image_id": str(path)}
+        return RawImage(pixels, (self.side, self.side)), target
 
 # %% ../../nbs/61_pretraining.ipynb #cdf52a80
 @torch.no_grad()

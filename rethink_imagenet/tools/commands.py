@@ -22,8 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Literal
 
-from ..data.coco import read_coco, read_image_files, read_image_info, read_json
+from ..data.coco import read_coco, read_image_info, read_json
 from ..data.datasets import Dataset
+from ..data.images import read_image_files
 from ..data.loading import EvaluationSamples
 from ..data.scenes import SCENE_SHAPES, write_crops, write_scenes
 from ..data.splits import fingerprint, nested_subset, read_splits, summary
