@@ -40,8 +40,9 @@ from safetensors.torch import load_file, save_file
 import rethink_imagenet as ri
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.detection.detectors import DEMO
-from rethink_imagenet.study.plans import Plan
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import pixel_statistics
+from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools.pictures import write_pictures
 from rethink_imagenet.training.logs import read_log
 
@@ -205,19 +206,11 @@ class Bench:
         if not (folder / "results.json").exists():
             sets = ri.read_splits(self.root / "scenes")
             plan = Plan(self.config, (2,), unit=2, rate=0.01, batch=2, short=(64, 64), long=64, evaluations=1)
-            train_once(plan, folder, sets)
+            run_schedule(Experiment(plan, *sets, self.root, execution=Execution(workers=0)), 2, folder.name)
         return folder
 
 
 KINDS = ("coco", "truth", "found", "voc", "image", "weights", "run")
-
-
-def train_once(plan: Plan, folder: Path, sets: tuple[ri.Dataset, ri.Dataset]) -> None:
-    """One run of a plan."""
-    from rethink_imagenet.study.plans import Execution
-    from rethink_imagenet.study.studies import run_schedule
-
-    run_schedule(plan, 2, folder, *sets, execution=Execution(workers=0))
 
 
 def detections_of(content: dict[str, Any]) -> list[dict[str, Any]]:
