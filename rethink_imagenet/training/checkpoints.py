@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'WITHOUT_LOCKS', 'write_atomically', 'digest', 'checkpoints_of', 'iteration_of', 'save_checkpoint',
-           'read_tensors', 'read_checkpoint', 'newest_checkpoint', 'check_fit', 'load_state', 'imported_by',
-           'code_digest', 'environment', 'differences', 'check_settings', 'check_environment', 'locked',
+           'check_file', 'read_tensors', 'read_checkpoint', 'newest_checkpoint', 'check_fit', 'load_state',
+           'imported_by', 'code_digest', 'environment', 'differences', 'check_settings', 'check_environment', 'locked',
            'locked_together']
 
 # %% ../../nbs/42_checkpoints.ipynb #2367c0da
@@ -100,6 +100,9 @@ def save_checkpoint(
     return path
 
 # %% ../../nbs/42_checkpoints.ipynb #e1ef9aa2
+_POINTER = b"version https://git-lfs"
+
+
 def _why_unread(error: Exception) -> str:
     "What PyTorch finds wrong with a file, without its advice"
     said = str(error)
@@ -112,6 +115,20 @@ def _why_unread(error: Exception) -> str:
         )
     words = said.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return words.splitlines()[0][:120]
+
+
+def check_file(
+    path: Path,  # of tensors
+) -> None:
+    "Raises InputError if there is no file, or none that was downloaded in full"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        begin = file.read(len(_POINTER))
+    if not begin:
+        raise InputError(f"{path}: is empty; download or save it again")
+    if begin == _POINTER:
+        raise InputError(f"{path}: is a pointer of Git LFS and not the file itself; get it by git lfs pull")
 
 
 def _check_archive(path: Path) -> None:
@@ -127,10 +144,7 @@ def read_tensors(
     path: Path,  # of a file
 ) -> dict[str, Any]:
     "What a file written by torch.save holds, tensors and plain containers only. Raises InputError"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise InputError(f"{path}: is empty; download or save it again")
+    check_file(path)
     try:
         _check_archive(path)
         with warnings.catch_warnings():
