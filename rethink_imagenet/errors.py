@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_WORD', 'LONGEST_MESSAGE', 'FARTHEST', 'FEW', 'printable', 'InputError', 'nearest', 'check_choices', 'fits',
-           'made_from']
+           'made_from', 'check_ranges']
 
 # %% ../nbs/01_errors.ipynb #685a83bb
 import difflib
@@ -115,3 +115,15 @@ def made_from(
 def _called(kind: Any) -> str:
     "A type as a message calls it"
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+# %% ../nbs/01_errors.ipynb #923b62dd
+def check_ranges(
+    settings: Any,  # a dataclass
+    ranges: dict[str, tuple[float, float]],  # of its fields, with both ends; of a tuple each part
+) -> None:
+    "Raises InputError at the first field with a number that is out of its range"
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        parts = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(low <= part <= high for part in parts):
+            raise InputError(f"{type(settings).__name__}: its {name} is {value}; it takes from {low:g} to {high:g}")

@@ -345,7 +345,7 @@ def save_weights(path: Path, state: dict[str, Any], rng: random.Random) -> None:
         path.write_bytes(pickle.dumps(arrays, protocol=rng.choice((2, 4))))
     else:
         metadata = rng.choice((None, {"cost": "1"}, {"cost": "{"}, {"pixels": "[]"}, {"pixels": "[[1,2],[3]]"}))
-        tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        tensors = {k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
         save_file(tensors, path, metadata)
         assert load_file(path) is not None
 
