@@ -214,8 +214,10 @@ def newest_checkpoint(
     return None
 
 # %% ../../nbs/42_checkpoints.ipynb #14bd8f8b
-def _unfit(name: str, tensor: Tensor, shape: torch.Size) -> str:
+def _unfit(name: str, tensor: Any, shape: torch.Size) -> str:
     "What is wrong with a tensor that is to have a shape; empty if nothing is"
+    if not isinstance(tensor, Tensor):
+        return "is no tensor"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         kinds = {"quantized": tensor.is_quantized, "nested": tensor.is_nested, "without content": tensor.is_meta}
         return f"is {next((kind for kind, found in kinds.items() if found), 'sparse')}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, fits
 from .checkpoints import write_atomically
 from rethink_imagenet.training.processes import (
     CannotWrite,
@@ -31,6 +31,24 @@ from rethink_imagenet.training.processes import (
 )
 
 # %% ../../nbs/43_logs.ipynb #6e954adc
+_LINE: dict[str, Any] = {"seconds": float, "rate": float, "skipped": int, "losses": dict[str, float]}
+
+
+def _is_line(line: Any) -> bool:
+    "Whether what was read is a line of a log, with numbers where numbers belong"
+    if not isinstance(line, dict) or not fits(line.get("iteration"), int):
+        return False
+    return all(fits(line[key], kind) for key, kind in _LINE.items() if key in line) and (
+        "evaluation" not in line or _are_figures(line["evaluation"])
+    )
+
+
+def _are_figures(found: Any) -> bool:
+    "Whether something is a dictionary of numbers, of dictionaries of them, and of what was not measured"
+    parts = found.values() if isinstance(found, dict) else [...]
+    return all(_are_figures(part) if isinstance(part, dict) else fits(part, float | bool | None) for part in parts)
+
+
 def read_log(
     folder: Path,  # of a run
 ) -> list[dict[str, Any]]:
@@ -40,9 +58,9 @@ def read_log(
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
+        if _is_line(line):
             lines.append(line)
         elif number < len(texts) or text.endswith("\n"):
             raise InputError(f"{path}: line {number} is no line of a log; remove it, or put a whole copy in its place")
