@@ -1,6 +1,7 @@
 """Weights as others write them: prefixes, wrappings, settings beside them, strange tensors; right, or one line."""
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
@@ -25,6 +26,7 @@ from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
 from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.study.weights import COST
 from rethink_imagenet.training.checkpoints import checkpoints_of, read_checkpoint, save_checkpoint
 from tests.test_systems import as_detectron2, random_body
 
@@ -234,7 +236,8 @@ def test_metadata_of_any_content(tmp_path: Path) -> None:
     for metadata, cost in (
         ({"cost": "12 USD", "format": "pt"}, {}),
         ({"cost": "[" * 5000}, {}),
-        ({"cost": '{"images": 5}'}, {"images": 5}),
+        ({"cost": '{"seconds": 5}'}, {}),
+        ({"cost": json.dumps(dict.fromkeys(COST, 5))}, dict.fromkeys(COST, 5)),
     ):
         save_file(body.state_dict(), path, metadata)
         assert load_weights(Body("resnet10_025"), path) == cost

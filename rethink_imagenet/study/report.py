@@ -154,6 +154,7 @@ def table_rows(
                 }
         if run.get("voc", {}).get("map") is not None:
             row["VOC mAP"] = f"{run['voc']['map']:.1f}"
+        row |= {"skipped": f"{run['skipped']:,}"} if any(other.get("skipped") for other in results["runs"]) else {}
         row |= {"images seen": f"{run['images']:,}", "instances": f"{run['instances']:,}"}
         rows.append(row | {"Gpx": f"{run['pixels'] / 1e9:,.2f}", "seconds": f"{run['seconds']:,.0f}"})
     return rows
@@ -182,7 +183,9 @@ def table_of(
             for title, whose in ((KINDS[kind][0], "ours"), (f"{KINDS[kind][0]}, paper", "paper")):
                 value = ap_of(row, kind, whose)
                 line[title] = "-" if value is None else f"{value:.1f}"
-        line |= {"iterations": f"{run['iterations']:,}", "images seen": f"{run['images']:,}"}
+        line |= {"iterations": f"{run['iterations']:,}"}
+        line |= {"skipped": f"{run['skipped']:,}"} if any(other.get("skipped") for other in results["runs"]) else {}
+        line |= {"images seen": f"{run['images']:,}"}
         rows.append(line | {"seconds": f"{run['seconds']:,.0f}"})
     return rows
 

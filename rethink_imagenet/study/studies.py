@@ -316,7 +316,8 @@ def _results(training: _Training, log: list[dict[str, Any]]) -> dict[str, Any]:
     results = {"arm": training.experiment.arm, "schedule": training.n, "images_of": len(train_set)}
     results |= {"seed": plan.seed, "iterations": iterations}
     results |= samples_seen(train_set, plan.batch * iterations, plan.short, plan.long, keypoints)
-    results |= {"seconds": round(log[-1]["seconds"], 1)}
+    skipped = max((line.get("skipped", 0) for line in log), default=0)
+    results |= {"skipped": skipped, "seconds": round(log[-1]["seconds"], 1)}
     results |= {key: value for key, value in curve[-1].items() if key != "iteration"}
     return results | {"curve": curve, "losses": losses}
 
