@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, TemplateError
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -469,7 +469,8 @@ def write_report(
             files["table.txt"] = f"{aligned(table_of(results))}\n".encode()
         else:
             files["curves.png"] = png(curves_plot(results))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            TemplateError) as error:  # fmt: skip
         raise InputError(f"{source}: not the results of a study ({type(error).__name__}: {error})") from None
     for name, content in files.items():
         write_atomically(folder / name, partial(Path.write_bytes, data=content))
