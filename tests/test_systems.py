@@ -416,8 +416,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused({n: a for n, a in whole.items() if n != "res3_1_branch2b_gn_s"}, "layer2.1.bn2.weight is missing")
     refused(whole | {"fpn_inner_res5_2_sum_w": ZERO}, "fpn_inner_res5_2_sum_w is left over")
     refused(whole, "layer1.2.conv1.weight is missing", backbone="resnet50")
-    refused(as_detectron(random_body("frozen_bn"), "bn"), "bn1.running_mean is missing", norm="syncbn")
-    refused({"model": as_detectron2(body) | {"stem.fc.weight": ZERO}}, "stem.fc.weight is left over")  # red first
+    for norm in ("syncbn", "gn"):
+        refused(as_detectron(random_body("frozen_bn"), "bn"), "only the norm frozen_bn can take it", norm=norm)
+    refused(whole, "bn1.running_mean is missing", norm="frozen_bn")
+    refused({"model": as_detectron2(body)}, "bn1.running_mean is missing", norm="frozen_bn")
     refused({"model": {"stem.conv1.weight": Command()}}, f"it asks for {os.system.__module__}.system")
 
 

@@ -29,14 +29,21 @@ from ..data.images import read_upright
 from ..data.loading import FileSamples, evaluation_batches
 from ..data.transforms import RawImage, batch_images
 from ..detection.box_head import BoxHead
-from ..detection.conventions import DETECTRON, Conventions
+from ..detection.conventions import DETECTRON, TORCHVISION, Conventions
 from ..detection.detectors import VGG16, Detector
 from ..errors import InputError, nearest
 from ..networks.backbones import OWN, Body, xavier_fill
 from ..networks.pyramids import body_named
 from ..networks.vgg import VGGBackbone, VGGBody
 from ..randomness import seed_everything, stream
-from .weights import as_body, metadata_of, read_weights
+from rethink_imagenet.study.weights import (
+    Pixels,
+    WeightsFile,
+    as_body,
+    is_detectrons,
+    read_weights_file,
+    without_prefix,
+)
 from ..training.checkpoints import code_digest, load_state, locked_together, write_atomically
 from ..training.loop import RunSettings, train
 from rethink_imagenet.training.processes import (
@@ -44,6 +51,7 @@ from rethink_imagenet.training.processes import (
     fail_together,
     is_first,
     rank,
+    say,
     sum_over_processes,
     the_same_everywhere,
     world_size,
@@ -57,7 +65,7 @@ def _fc6_fc7() -> nn.Sequential:
     return head.fcs
 
 
-def _usual_pixels(backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _usual_pixels(backbone: str) -> Pixels:
     "Mean and deviation of the pixels where no weights ask for others"
     rules = VGG16.conventions if backbone == VGG16.backbone else DETECTRON
     return rules.pixel_mean, rules.pixel_std
@@ -244,7 +252,7 @@ def pretrain(
     run_settings = RunSettings(schedule, batch, evaluate_every=iterations, save_every=1000)
     held_back = ClassificationSamples(data, side, held_back=True)
     about = asdict(settings) | {"data": samples.fingerprint, "processes": world_size()}
-    about |= {"code": code_digest("study.pretraining")}
+    about |= {"code": code_digest("study.pretraining"), "pixels": [list(model.pixel_mean), list(model.pixel_std)]}
     the_same_everywhere("folder, setting or version of this library", about)
 
     def evaluate(_: nn.Module) -> dict[str, float]:
@@ -306,42 +314,58 @@ def _heads_with_fc6_fc7(detector: Detector) -> list[BoxHead]:
     return [head for head in heads if [parameter.shape for parameter in head.fcs.parameters()] == wanted]
 
 
-def _check_pixels(rules: Conventions, source: Path) -> None:
+def _check_pixels(rules: Conventions, recorded: Pixels | None, source: Path) -> None:
     "Raises InputError if a detector sees other pixels than those that a file says its weights were trained with"
-    recorded = json.loads(metadata_of(source).get("pixels", "null"))
-    if recorded and recorded != [list(rules.pixel_mean), list(rules.pixel_std)]:
+    if recorded and recorded != (rules.pixel_mean, rules.pixel_std):
         raise InputError(
             f"{source}: trained with pixels of mean and deviation {recorded}, but the detector normalizes them by "
-            f"{[list(rules.pixel_mean), list(rules.pixel_std)]}; take `pixel_statistics` of the file"
+            f"{(rules.pixel_mean, rules.pixel_std)}; take `pixel_statistics` of the file"
         )
 
 # %% ../../nbs/61_pretraining.ipynb #52dbc508
+_say_once = lru_cache(maxsize=None)(say)  # a study loads the same weights for every run
+
+
+def _told(file: WeightsFile, prefix: str) -> str:
+    "How a file was read, where it is not plain; empty where it is"
+    told = [f"the tensors are those under {file.wrapping}"] if prefix and file.wrapping else []
+    told += [prefix] if prefix else []
+    told += ["its author is another than detectron2, so channels are read red first"] if file.red_first else []
+    return "; ".join(told)
+
+
 def load_weights(
     model: Detector | Body | VGGBody,  # a detector, or the body of one alone
-    source: str | Path,  # a file that `read_weights` takes, or a tag of timm such as resnet50_gn.a1h_in1k
+    source: str | Path,  # a file that `read_weights_file` takes, or a tag of timm such as resnet50_gn.a1h_in1k
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
     """Give a body, and fc6 and fc7 of VGG-16, pre-trained weights, which must fit exactly. Raises InputError.
 
     Files of Detectron and detectron2 do not say which network they are of. Expect pixels of `DETECTRON`, and the stride
     in the 3x3 convolution, of their GN models; in the 1x1 (`stride_in_1x1`) of MSRA's R-50 and R-101 with frozen BN.
     """
-    path, is_file = Path(source), _is_file(source)
-    state, hidden = _parts(read_weights(path) if is_file else _timm_weights(str(source)))
+    path = Path(source)
+    file = read_weights_file(path) if _is_file(source) else WeightsFile(_timm_weights(str(source)))
     body = model.backbone.body if isinstance(model, Detector) else model
-    load_state(body, as_body(body, state), path)
+    inside, prefix = without_prefix(body, file.tensors)
+    state, hidden = _parts(inside)
+    load_state(body, as_body(body, state, path, file.red_first), path)
     if isinstance(model, Detector):
-        _check_pixels(model.config.conventions, path)
+        _check_pixels(model.config.conventions, file.pixels, path)
         for head in _heads_with_fc6_fc7(model):
             load_state(nn.ModuleDict({"fcs": head.fcs}), hidden, path)
-    return json.loads(metadata_of(path).get("cost", "{}")) if is_file else {}
+    if told := _told(file, prefix):
+        _say_once(f"{path}: {told}")
+    return dict(file.cost)
 
 
-def _pixels_by_names(path: Path, backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    "Detectron's normalization for a file with its names, timm's for one of timm's networks. Raises InputError"
-    names = read_weights(path) if path.exists() else {}
-    theirs = ("conv1_w", "stem.conv1.weight", "backbone.bottom_up.stem.conv1.weight")
-    detectrons = any(name in names for name in theirs)
-    if detectrons or backbone in OWN or not (names and timm.is_model(backbone)):
+def _pixels_of_file(path: Path, backbone: str) -> Pixels:
+    "As the file says; Detectron's or torchvision's for their names, timm's for one of its networks. Raises InputError"
+    file = read_weights_file(path) if path.exists() else WeightsFile({})
+    if file.pixels:
+        return file.pixels
+    if file.red_first:
+        return TORCHVISION.pixel_mean, TORCHVISION.pixel_std
+    if is_detectrons(file.tensors) or backbone in OWN or not (file.tensors and timm.is_model(backbone)):
         return _usual_pixels(backbone)
     config: Any = timm.get_pretrained_cfg(backbone)
     return tuple(config.mean), tuple(config.std)
@@ -350,13 +374,12 @@ def _pixels_by_names(path: Path, backbone: str) -> tuple[tuple[float, float, flo
 def pixel_statistics(
     source: str | Path | None,  # as for `load_weights`, or None for random weights
     backbone: str = "",  # that is used where the weights do not tell
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:  # mean and deviation of red, green, blue, in 0..1
+) -> Pixels:  # mean and deviation of red, green, blue, in 0..1
     "The normalization of pixels that weights were trained with: as a file says, timm's for its models, or the usual"
     if not source:
         return _usual_pixels(backbone)
     if _is_file(source):
-        recorded = json.loads(metadata_of(Path(source)).get("pixels", "null"))
-        return (tuple(recorded[0]), tuple(recorded[1])) if recorded else _pixels_by_names(Path(source), backbone)
+        return _pixels_of_file(Path(source), backbone)
     _check_tag(str(source))
     config: Any = timm.get_pretrained_cfg(str(source))
     return tuple(config.mean), tuple(config.std)

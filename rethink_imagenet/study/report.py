@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import Environment
+from jinja2 import Environment, TemplateError
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -147,6 +147,7 @@ def table_rows(
                 }
         if run.get("voc", {}).get("map") is not None:
             row["VOC mAP"] = f"{run['voc']['map']:.1f}"
+        row |= {"skipped": f"{run['skipped']:,}"} if any(other.get("skipped") for other in runs) else {}
         row |= {"images seen": f"{run['images']:,}", "instances": f"{run['instances']:,}"}
         rows.append(row | {"Gpx": f"{run['pixels'] / 1e9:,.2f}", "seconds": f"{run['seconds']:,.0f}"})
     return rows
@@ -168,7 +169,9 @@ def table_of(
             for whose, title in zip(WHOSE, (KINDS[kind][0], f"{KINDS[kind][0]}, paper"), strict=True):
                 value = ap_of(row, kind, whose)
                 line[title] = "-" if value is None else f"{value:.1f}"
-        line |= {"iterations": f"{run['iterations']:,}", "images seen": f"{run['images']:,}"}
+        line |= {"iterations": f"{run['iterations']:,}"}
+        line |= {"skipped": f"{run['skipped']:,}"} if any(other.get("skipped") for other in results["runs"]) else {}
+        line |= {"images seen": f"{run['images']:,}"}
         rows.append(line | {"seconds": f"{run['seconds']:,.0f}"})
     return rows
 
@@ -448,7 +451,8 @@ def write_report(
             files["table.txt"] = f"{aligned(table_of(results))}\n".encode()
         else:
             files["curves.png"] = png(curves_plot(results))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            TemplateError) as error:  # fmt: skip
         raise InputError(f"{source}: not the results of a study ({type(error).__name__}: {error})") from None
     for name, content in files.items():
         write_atomically(folder / name, partial(Path.write_bytes, data=content))

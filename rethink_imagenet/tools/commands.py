@@ -29,7 +29,7 @@ from ..data.loading import EvaluationSamples
 from ..data.scenes import SCENE_SHAPES, write_crops, write_scenes
 from ..data.splits import fingerprint, nested_subset, read_splits, summary
 from ..data.voc import read_voc
-from ..detection.detectors import DEMO, SMALL, Detector, build, has_bfloat16
+from ..detection.detectors import DEMO, SMALL, Detector, Precision, build, has_bfloat16
 from ..errors import InputError, nearest
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import (
@@ -275,7 +275,7 @@ def plan_of(
     mean, std = pixel_statistics(weights, backbone)
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, backbone=backbone, norm=norm,
-                       precision=options.precision.replace("auto", "fp32"))  # fmt: skip
+                       precision="fp32" if options.precision == "auto" else options.precision)  # fmt: skip
     if options.backbone == "vgg16":
         raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
     Body(detector.backbone, detector.norm)
@@ -309,7 +309,7 @@ def precision_of(
     name: Literal["auto", "fp32", "bf16"],  # as typed
     device: str,  # as `device_of` gives it
     model: str,  # of `PLANS`
-) -> Literal["fp32", "bf16"]:
+) -> Precision:
     "The precision of the networks; auto takes bf16 for the paper's model where the hardware has it. Raises InputError"
     if name != "auto" or model != "paper":
         return "fp32" if name == "auto" else name
@@ -391,7 +391,7 @@ def _data_of(recipe: Recipe, data: str, strict: bool) -> tuple[Dataset, Dataset]
     return train_set, val_set
 
 
-def _run_as(plan: Plan, precision: str, seed: int) -> Plan:
+def _run_as(plan: Plan, precision: Precision, seed: int) -> Plan:
     "The plan of a recipe in a precision and from a seed"
     return replace(plan, detector=replace(plan.detector, precision=precision), seed=seed)
 
@@ -403,7 +403,7 @@ def _paper(recipe: Recipe) -> str:
     return ", ".join(found) or "-"
 
 
-def _of_recipe(settings: Train, precision: str) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
+def _of_recipe(settings: Train, precision: Precision) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
     "The plan of a recipe or of its miniature, the weights it begins from, and its data"
     name, recipe = settings.recipe, miniature(recipe_named(settings.recipe), settings.scale)
     weights = settings.weights or recipe.weights or ""
@@ -426,7 +426,7 @@ def _check_comparison(how: PretrainingOptions, margin: float) -> None:
         raise InputError(f"--epochs {how.epochs}, --margin {margin}: one of them is out of range")
 
 # %% ../../nbs/73_commands.ipynb #19c20a03
-def _parts(settings: Compare, target: str) -> tuple[list[Part], str]:
+def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     "What there is to train for a figure, and its precision"
     precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
     recipes = [miniature(recipe, settings.scale) for recipe in group_named(settings.figure)]

@@ -27,11 +27,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.loading import Batch, training_batches
 from ..data.transforms import RawImage
-from ..errors import InputError
+from ..errors import InputError, fits
 from ..networks.normalization import use_pytorchs_sync_batch_norm
 from ..randomness import Draws, share
 from rethink_imagenet.training.checkpoints import (
     check_environment,
+    check_fit,
     check_settings,
     checkpoints_of,
     environment,
@@ -189,6 +190,20 @@ class RunSettings:
         return self.due(done, self.log_every) or self.saves(done)
 
 # %% ../../nbs/44_loop.ipynb #7caecdd4
+def _momentum(optimizer: dict[str, Any]) -> dict[str, Any]:
+    "The momentum in the state of an optimizer, by the number of the parameter"
+    state: Any = optimizer.get("state")
+    if not fits(state, dict[int, dict[str, Any]]):
+        return {}
+    return {f"momentum {i}": buffers.get("momentum_buffer") for i, buffers in state.items()}
+
+
+def _momentum_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
+    "The shape of the momentum of each parameter"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {f"momentum {i}": parameter.shape for i, parameter in enumerate(parameters)}
+
+
 class Diverged(RunStopped):
     "A loss or a weight was not finite; the message names the iteration, the losses and the images"
 
@@ -220,6 +235,7 @@ class RunState:
     ) -> None:
         "Go on from a checkpoint. Raises InputError if it is of another model"
         load_state(self.model, content["model"], source)
+        check_fit(_momentum(content["optimizer"]), _momentum_shapes(self.optimizer), source)
         momentum = content["optimizer"] | {"param_groups": self.optimizer.state_dict()["param_groups"]}
         self.optimizer.load_state_dict(momentum)  # rates and decays are the plan's
         self.iteration, self.seconds = content["iteration"], content["seconds"]
