@@ -6,7 +6,7 @@
 __all__ = ['Polygons', 'trace', 'Dataset']
 
 # %% ../../nbs/12_datasets.ipynb #ac60edee
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -15,6 +15,13 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/12_datasets.ipynb #cd6d19f3
+def _stretches(starts: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The positions starts[w], starts[w] + 1, ..., starts[w + 1] - 1 for each w in turn, and how many each w has"
+    lengths = starts[which + 1] - starts[which]
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts[which] - (ends - lengths), lengths), lengths
+
+
 @dataclass(frozen=True)
 class Polygons:
     "Outlines of N instances in flat arrays; each instance has one or more rings, and covers their union"
@@ -24,6 +31,17 @@ class Polygons:
     instances: np.ndarray  # [N + 1] int64, instance n has rings instances[n]:instances[n + 1]
 
     @classmethod
+    def counted(
+        cls,
+        points: np.ndarray,  # [P, 2], ring after ring
+        rings: np.ndarray,  # [R], how many points each ring has
+        instances: np.ndarray,  # [N], how many rings each instance has
+    ) -> "Polygons":
+        "From all points in a row, and how they are shared out"
+        ends = (np.cumsum(numbers, dtype=np.int64) for numbers in (rings, instances))
+        return cls(np.asarray(points, np.float32), *(np.concatenate([[0], end]) for end in ends))
+
+    @classmethod
     def pack(
         cls,
         instances: Sequence[Sequence[np.ndarray]],  # rings [V, 2] of each instance
@@ -31,8 +49,20 @@ class Polygons:
         "From lists of rings, one list an instance"
         rings = list(chain.from_iterable(instances))
         points = np.concatenate(rings) if rings else np.zeros((0, 2))
-        starts = np.cumsum([0, *map(len, rings)]), np.cumsum([0, *map(len, instances)])
-        return cls(np.asarray(points, np.float32), *(np.asarray(start, np.int64) for start in starts))
+        return cls.counted(points, np.array([*map(len, rings)]), np.array([*map(len, instances)]))
+
+    @classmethod
+    def joined(
+        cls,
+        parts: Sequence["Polygons"],  # of some instances each
+    ) -> "Polygons":
+        "The instances of all parts, one part after the other"
+        points = np.concatenate([np.zeros((0, 2), np.float32), *(part.points for part in parts)])
+        rings, instances = (
+            np.concatenate([np.zeros(0, np.int64), *(np.diff(getattr(part, starts)) for part in parts)])
+            for starts in ("rings", "instances")
+        )
+        return cls.counted(points, rings, instances)
 
     def __len__(self) -> int:
         return len(self.instances) - 1
@@ -44,10 +74,12 @@ class Polygons:
 
     def select(
         self,
-        which: Iterable[int],  # positions of instances
+        which: Sequence[int] | np.ndarray,  # positions of instances
     ) -> "Polygons":
         "Some of the instances, in the order asked for"
-        return Polygons.pack([self[n] for n in which])
+        rings, rings_of = _stretches(self.instances, np.asarray(which, np.int64))
+        points, points_of = _stretches(self.rings, rings)
+        return Polygons.counted(self.points[points], points_of, rings_of)
 
 # %% ../../nbs/12_datasets.ipynb #3489fab4
 def _border_edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import wraps
@@ -38,7 +38,7 @@ from rethink_imagenet.data.splits import (
     shared_images,
     summary,
 )
-from ..detection.detectors import DEMO, SMALL, Detector, build, has_bfloat16
+from ..detection.detectors import DEMO, SMALL, Detector, Precision, build, has_bfloat16
 from ..errors import InputError, nearest
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import (
@@ -75,7 +75,7 @@ from rethink_imagenet.study.recipes import (
     recipe_named,
     seconds_an_iteration,
 )
-from ..study.report import caution_of, text_report, text_table, write_report
+from ..study.report import caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, run_family, shared_detections
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
@@ -300,7 +300,7 @@ def plan_of(
     mean, std = pixel_statistics(weights, backbone)
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, backbone=backbone, norm=norm,
-                       precision=options.precision.replace("auto", "fp32"))  # fmt: skip
+                       precision="fp32" if options.precision == "auto" else options.precision)  # fmt: skip
     if options.backbone == "vgg16":
         raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
     Body(detector.backbone, detector.norm)
@@ -334,7 +334,7 @@ def precision_of(
     name: Literal["auto", "fp32", "bf16"],  # as typed
     device: str,  # as `device_of` gives it
     model: str,  # of `PLANS`
-) -> Literal["fp32", "bf16"]:
+) -> Precision:
     "The precision of the networks; auto takes bf16 for the paper's model where the hardware has it. Raises InputError"
     if name != "auto" or model != "paper":
         return "fp32" if name == "auto" else name
@@ -447,18 +447,19 @@ def _data_of(recipe: Recipe, data: str, strict: bool) -> tuple[Dataset, Dataset]
     return train_set, val_set
 
 
-def _run_as(plan: Plan, precision: str, seed: int) -> Plan:
+def _run_as(plan: Plan, precision: Precision, seed: int) -> Plan:
     "The plan of a recipe in a precision and from a seed"
     return replace(plan, detector=replace(plan.detector, precision=precision), seed=seed)
 
 
 def _paper(recipe: Recipe) -> str:
     "The paper's AP of each kind, or a dash"
-    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in recipe.paper.items()]
+    printed: Mapping[str, Any] = recipe.paper
+    found = [f"{kind} {next(iter(figures.values())):.1f}" for kind, figures in printed.items()]
     return ", ".join(found) or "-"
 
 
-def _of_recipe(settings: Train, precision: str) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
+def _of_recipe(settings: Train, precision: Precision) -> tuple[Plan, str, tuple[Dataset, Dataset]]:
     "The plan of a recipe or of its miniature, the weights it begins from, and its data"
     name, recipe = settings.recipe, miniature(recipe_named(settings.recipe), settings.scale)
     weights = settings.weights or recipe.weights or ""
@@ -481,7 +482,7 @@ def _check_comparison(how: PretrainingOptions, margin: float) -> None:
         raise InputError(f"--epochs {how.epochs}, --margin {margin}: one of them is out of range")
 
 # %% ../../nbs/73_commands.ipynb #19c20a03
-def _parts(settings: Compare, target: str) -> tuple[list[Part], str]:
+def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     "What there is to train for a figure, and its precision"
     precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
     recipes = [miniature(recipe, settings.scale) for recipe in group_named(settings.figure)]
@@ -651,11 +652,11 @@ def rethink_train(
     say(f"training on {execution.device}, {plan.batch} images an iteration")
     results = run_family(Experiment(plan, train_set, val_set, folder, weights, execution), only=only or None)
     if is_first():
-        table = text_table({"runs": sorted(results, key=lambda run: run["schedule"])})
+        table = aligned(table_rows(results))
         print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
         if settings.recipe:
             of_paper = f"the paper: {_paper(recipe_named(settings.recipe))}"
-            print("\n".join(filter(None, (of_paper, caution_of({"scale": settings.scale})))))
+            print("\n".join(filter(None, (of_paper, caution_of(settings.scale)))))
 
 # %% ../../nbs/73_commands.ipynb #3cd78d60
 @one_line_faults
@@ -729,7 +730,7 @@ def _check_categories(model: str, config: dict[str, Any], dataset: Dataset) -> N
         raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
 
 
-def _say_figures(figures: dict[str, Any]) -> None:
+def _say_figures(figures: Mapping[str, Any]) -> None:
     "A line for each kind of detection"
     for kind, values in figures.items():
         shown = {"mAP": values["map"]} if "map" in values else values

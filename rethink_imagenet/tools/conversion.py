@@ -38,10 +38,10 @@ _TORCHVISION_NAMES = (
     (r"^backbone\.fpn\.output\.", "backbone.fpn.layer_blocks."),
     (r"^rpn\.head\.conv\.", "rpn.head.conv.0.0."),
     (r"^rpn\.head\.objectness\.", "rpn.head.cls_logits."),
-    (r"^rpn\.head\.code\.", "rpn.head.bbox_pred."),
+    (r"^rpn\.head\.deltas\.", "rpn.head.bbox_pred."),
     (r"^(box|mask)_head\.convs\.(\d+)\.", lambda m: f"roi_heads.{m[1]}_head.{int(m[2]) // 2}."),
     (r"^box_head\.scores\.", "roi_heads.box_predictor.cls_score."),
-    (r"^box_head\.codes\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^box_head\.deltas\.", "roi_heads.box_predictor.bbox_pred."),
     (r"^mask_head\.up\.", "roi_heads.mask_predictor.conv5_mask."),
     (r"^mask_head\.masks\.", "roi_heads.mask_predictor.mask_fcn_logits."),
     (r"^keypoint_head\.convs\.(\d+)\.0\.", r"roi_heads.keypoint_head.\1."),
@@ -53,12 +53,12 @@ _DETECTRON2_NAMES = (
     (r"^backbone\.fpn\.(lateral|output)\.(\d)\.1\.", lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 2}.norm."),
     (r"^rpn\.head\.conv\.", "proposal_generator.rpn_head.conv."),
     (r"^rpn\.head\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
-    (r"^rpn\.head\.code\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^rpn\.head\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
     (r"^box_head\.convs\.(\d+)\.0\.", lambda m: f"roi_heads.box_head.conv{int(m[1]) // 2 + 1}."),
     (r"^box_head\.convs\.(\d+)\.1\.", lambda m: f"roi_heads.box_head.conv{int(m[1]) // 2 + 1}.norm."),
     (r"^box_head\.fcs\.(\d+)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) // 2 + 1}."),
     (r"^box_head\.scores\.", "roi_heads.box_predictor.cls_score."),
-    (r"^box_head\.codes\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^box_head\.deltas\.", "roi_heads.box_predictor.bbox_pred."),
     (r"^mask_head\.convs\.(\d+)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) // 2 + 1}."),
     (r"^mask_head\.convs\.(\d+)\.1\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) // 2 + 1}.norm."),
     (r"^mask_head\.up\.", "roi_heads.mask_head.deconv."),
@@ -162,7 +162,7 @@ def _as_detectron2(name: str, tensor: Tensor) -> Tensor:
         return tensor.flip(1)
     if _BACKGROUND_LAST.match(name):
         return tensor.roll(-1, 0)
-    if name.startswith("box_head.codes."):
+    if name.startswith("box_head.deltas."):
         return tensor[4:]
     return tensor[1:] if name.startswith("mask_head.masks.") else tensor
 
@@ -173,7 +173,7 @@ def _from_detectron2(name: str, tensor: Tensor) -> Tensor:
         return tensor.flip(1)
     if _BACKGROUND_LAST.match(name):
         return tensor.roll(1, 0)
-    rows = {"box_head.codes": 4, "mask_head.masks": 1}.get(name.rpartition(".")[0], 0)
+    rows = {"box_head.deltas": 4, "mask_head.masks": 1}.get(name.rpartition(".")[0], 0)
     return torch.cat([tensor.new_zeros((rows, *tensor.shape[1:])), tensor]) if rows else tensor
 
 
