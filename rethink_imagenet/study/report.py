@@ -61,6 +61,8 @@ def draw_curves(
         iterations = [point["iteration"] for point in run["curve"]]
         ap = [cast(float, point[kind][KINDS[kind][1]]) for point in run["curve"]]
         ax.plot(iterations, ap, color=COLOURS[run["arm"]], label=label, marker=".", lw=1.5)
+        if run["seed"] != min(other["seed"] for other in runs):
+            continue  # one name for all seeds
         at, side = (4, -1 if run["arm"] == "scratch" else 1), "top" if run["arm"] == "scratch" else "bottom"
         ax.annotate(
             f"{run['schedule']:g}x", (iterations[-1], ap[-1]), at, textcoords="offset points", va=side, fontsize=8,
@@ -126,7 +128,7 @@ def difference_plot(
         ax.plot(one["difference"], row, "o", color=COLOURS["scratch"])
     names = [", ".join(filter(None, (one["system"], KINDS[one["kind"]][0]))) for one in found]
     ax.set_yticks(range(len(found)), names)
-    label = f"from scratch minus pre-trained, {100 * level:g} % interval over images"
+    label = f"from scratch minus pre-trained, {100 * level:.4g} % interval"
     ax.set(xlabel=label, ylim=(len(found) - 0.5, -0.5))
     ax.legend(loc="best", fontsize=8)
     return figure
@@ -137,8 +139,9 @@ def table_rows(
 ) -> list[dict[str, str]]:
     "One row for each run, ready to print"
     rows = []
-    for run in sorted(runs, key=lambda run: (list(NAMES).index(run["arm"]), run["schedule"])):
+    for run in sorted(runs, key=lambda run: (list(NAMES).index(run["arm"]), run["schedule"], run["seed"])):
         row = {"arm": NAMES[run["arm"]], "schedule": f"{run['schedule']:g}x", "iterations": f"{run['iterations']:,}"}
+        row |= {"seed": str(run["seed"])} if len({other["seed"] for other in runs}) > 1 else {}
         for kind in ("box", "mask", "keypoint"):
             if kind in run:
                 named = (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"))
@@ -354,6 +357,7 @@ def _difference_rows(found: list[Verdict]) -> list[dict[str, str]]:
         low, high = one["interval"]
         row = {"system": one["system"]} if any(other["system"] for other in found) else {}
         row |= {"schedules": " / ".join(f"{n:g}x" for n in one["schedules"].values())}
+        row |= {"runs": " / ".join(map(str, one["seeds"]))} if max(one["seeds"]) > 1 else {}
         row |= {"AP": KINDS[one["kind"]][0], "from scratch minus pre-trained": f"{one['difference']:+.2f}"}
         row |= {f"{100 * one['level']:g} % interval": f"{low:+.2f} to {high:+.2f}", "from scratch is": one["word"]}
         caught_up = "not in its schedule" if one["caught_up"] is None else f"{one['caught_up']:,}"

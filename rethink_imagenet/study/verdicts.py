@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'LEARNED', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'difference_of',
-           'Verdict', 'judge', 'Cost', 'costs_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
+           'Verdict', 'judge', 'Cost', 'costs_of', 'StudyResults', 'conclude', 'looks_at', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ from rethink_imagenet.study.studies import (
     RunResults,
     Study,
     comparison_of,
+    read_saved,
     rows_of,
     run_study,
     save_json,
@@ -112,11 +113,12 @@ def difference_of(
     pair: Pair,  # both arms of a system
     kind: Kind,  # of AP
     study: Study,  # that they are of
+    look: int = 1,  # at the study, from 1; at later looks the interval has a higher level
 ) -> Difference:
     "AP from scratch minus AP with pre-training, with its interval over images, and over seeds where there are several"
     experiment = study.arm_named(pair["scratch"][0]["training"]).experiment
     records = {arm: [_records(row, kind, experiment.folder, experiment.val_set) for row in pair[arm]] for arm in ARMS}
-    return paired_bootstrap(records["scratch"], records["pretrained"], KINDS[kind][1])
+    return paired_bootstrap(records["scratch"], records["pretrained"], KINDS[kind][1], look=look)
 
 # %% ../../nbs/64_verdicts.ipynb #592e6b2d
 class Verdict(TypedDict):
@@ -136,6 +138,7 @@ class Verdict(TypedDict):
     images: int  # evaluated on
     runs: list[int]  # of each arm
     resamples: int  # of the bootstrap
+    look: int  # at the study, from 1
     margin: float  # AP; a smaller loss does not matter
     word: str  # better, no worse, worse or undecided
     sentence: str
@@ -147,12 +150,14 @@ LEARNED = 1.0  # AP; with less in both arms there is nothing to compare
 MOST_SKIPPED = 0.01  # of the iterations of a run; with more there is no verdict
 
 
-def _caught_up(scratch: RunResults, pretrained: RunResults, kind: Kind) -> int | None:
-    "The iteration at which the run from scratch reaches the final AP of the other"
-    points = [
-        [(point["iteration"], point[kind][KINDS[kind][1]]) for point in r["curve"]] for r in (scratch, pretrained)
-    ]
-    return catches_up(*points)
+def _mean_curve(runs: list[RunResults], kind: Kind) -> list[tuple[int, float | None]]:
+    "Iteration and AP, as the mean over runs from several seeds"
+    curve = []
+    for points in zip(*(run["curve"] for run in runs), strict=True):
+        ap = [point[kind][KINDS[kind][1]] for point in points]
+        known = [value for value in ap if value is not None]
+        curve.append((points[0]["iteration"], sum(known) / len(known) if len(known) == len(ap) else None))
+    return curve
 
 
 def _names(pair: Pair, pretraining: PretrainingCost) -> tuple[str, str]:
@@ -187,8 +192,7 @@ def judge(
         difference.difference, difference.interval, margin, difference.runs, difference.images, name,
         _names(pair, pretraining), difference.level,
     )  # fmt: skip
-    scratch, pretrained = (runs[pair[arm][0]["folder"]] for arm in ARMS)
-    caught_up = _caught_up(scratch, pretrained, kind)
+    caught_up = catches_up(*(_mean_curve([runs[row["folder"]] for row in pair[arm]], kind) for arm in ARMS))
     reached = f"after {caught_up:,} iterations" if caught_up else "not within its schedule"
     plainly = ", both without augmentation in testing" if first["augmented"] else ""
     skipped, share = _skipped(pair, runs)
@@ -228,10 +232,12 @@ def costs_of(
     runs: dict[str, RunResults],  # by folder
     pretraining: PretrainingCost | None,  # of the pre-trained arm, if there is one
 ) -> dict[str, Cost]:  # by arm
-    "What each arm has cost, pre-training counted"
+    "What a run of each arm has cost, pre-training counted; its seconds as the mean over seeds"
     spent = {}
-    for arm, (row, *_) in pair.items():
-        own: dict[str, Any] = {key: runs[row["folder"]][key] for key in ("images", "pixels", "seconds")}
+    for arm, rows in pair.items():
+        each = [runs[row["folder"]] for row in rows]
+        own: dict[str, Any] = {"images": each[0]["images"], "pixels": each[0]["pixels"]}
+        own["seconds"] = sum(run["seconds"] for run in each) / len(each)
         before: Any = pretraining if arm == "pretrained" else dict.fromkeys(own, 0)
         total = {key: value + before[key] if key in before else None for key, value in own.items()}
         spent[arm] = cast(Cost, total | {"pretraining": before.get("counted", "none")})
@@ -253,6 +259,7 @@ class StudyResults(TypedDict):
     plans: dict[str, Any]  # of each arm
     data: list[str]  # what was trained and evaluated on, in sentences
     margin: float  # AP; a smaller loss does not matter
+    looks: list[int]  # how many seeds there were each time that the study was judged
     versions: dict[str, str]
     command: str  # that was typed
     tuning: dict[str, Any] | None  # the search that the plans came from
@@ -260,7 +267,7 @@ class StudyResults(TypedDict):
 
 def _verdicts_on(
     study: Study, pairs: list[Pair], kinds: Sequence[Kind], runs: dict[str, RunResults],
-    pretraining: dict[str, PretrainingCost], margin: float,
+    pretraining: dict[str, PretrainingCost], margin: float, look: int,
 ) -> list[Verdict]:  # fmt: skip
     "A verdict for each pair of both arms and each kind of AP that both have"
     found = []
@@ -268,7 +275,7 @@ def _verdicts_on(
         for kind in kinds:
             if None not in [ap_of(row, kind) for arm in ARMS for row in pair[arm]]:
                 before = pretraining[_weights(study, pair)]
-                found.append(judge(pair, difference_of(pair, kind, study), runs, before, margin))
+                found.append(judge(pair, difference_of(pair, kind, study, look), runs, before, margin))
     return found
 
 
@@ -303,14 +310,15 @@ def conclude(
     pretraining: dict[str, PretrainingCost],  # by weights
     command: str = "",  # that was typed, for the record
     margin: float = MARGIN,  # AP; a smaller loss does not matter
+    looks: Sequence[int] = (1,),  # how many seeds there were at each look, this one the last
 ) -> StudyResults:
     "What all runs show"
     rows, run_in = rows_of(study, runs), {run["folder"]: run for run in runs}
     place = {row["folder"]: i for i, row in enumerate(rows)}
     ends, kinds = longest_of(rows), kinds_of(rows)
-    ladder = _verdicts_on(study, ladder_of(rows), kinds[:1], run_in, pretraining, margin)
+    ladder = _verdicts_on(study, ladder_of(rows), kinds[:1], run_in, pretraining, margin, len(looks))
     systems = [(next(iter(pair.values()))[0]["system"], pair) for pair in ends]
-    found = _verdicts_on(study, ends, kinds, run_in, pretraining, margin)
+    found = _verdicts_on(study, ends, kinds, run_in, pretraining, margin, len(looks))
     differences = [_beside_shorter(one, ladder) for one in found]
     return {
         "figure": study.figure, "scale": study.scale, "rows": rows,
@@ -320,12 +328,23 @@ def conclude(
         "costs": {system: costs_of(pair, run_in, pretraining.get(_weights(study, pair))) for system, pair in systems},
         "pretraining": pretraining,
         "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": _origins(study),
-        "margin": margin, "command": command, "tuning": None,
+        "margin": margin, "looks": list(looks), "command": command, "tuning": None,
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest("study.studies"),
                      **environment()},
     }  # fmt: skip
 
 # %% ../../nbs/64_verdicts.ipynb #79262bb3
+def looks_at(
+    study: Study,  # to be judged
+) -> list[int]:  # how many seeds there were at each look so far, and now
+    "The looks at a study that grows by seeds. Raises InputError where it would shrink"
+    path, seeds = study.folder / "results.json", len({cell.seed for cell in study.cells})
+    before = (read_saved(path) or {}).get("looks", [])
+    if before and seeds < before[-1]:
+        raise InputError(f"{path}: was judged with {before[-1]} seeds; ask for as many or more with --seeds")
+    return before if before[-1:] == [seeds] else [*before, seeds]
+
+
 def carry_out(
     study: Study,  # what is finished in its folder is not done again
     command: str = "",  # that was typed, for the record
@@ -335,11 +354,12 @@ def carry_out(
     "Train all arms of a study and judge. Raises InputError or a RunStopped"
     with fail_together():
         begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
+        looks = looks_at(study) if is_first() else []
         pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     runs, results = run_study(study), None
     with fail_together():
         if is_first():
-            results = {**conclude(study, runs, pretraining, command, margin), "tuning": tuning}
+            results = {**conclude(study, runs, pretraining, command, margin, looks), "tuning": tuning}
     save_json(study.folder / "results.json", results or {})
     return from_first(results)
 
@@ -349,9 +369,10 @@ def compare(
     command: str = "",  # that was typed, for the record
     margin: float = MARGIN,  # AP; a smaller loss does not matter
     tuning: dict[str, Any] | None = None,  # record of the search that the plan came from
+    seeds: int = 1,  # runs of each arm on each schedule; a finished study can be given more
 ) -> StudyResults:
     "Train both arms on all schedules and judge. Raises InputError or a RunStopped"
     with fail_together():
         if not experiment.val_set.usable.any():
             raise InputError(f"{experiment.val_set.source}: there is no object that box AP could be computed on")
-    return carry_out(comparison_of(experiment), command, margin, tuning)
+    return carry_out(comparison_of(experiment, seeds), command, margin, tuning)

@@ -424,7 +424,7 @@ def _pretrained(
 
 # %% ../../nbs/73_commands.ipynb #19c20a02
 _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "boxes_only", "subset", "model", "batch",
-            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid"}  # fmt: skip
+            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid", "seeds"}  # fmt: skip
 
 
 def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
@@ -557,6 +557,8 @@ def _compare(settings: Compare | Tune) -> None:
     weights = how.weights or ("resnet50_gn.a1h_in1k" if paper and not how.crops else "")
     with fail_together():
         _check_comparison(how, settings.margin)
+        if not 1 <= settings.seeds <= 100:
+            raise InputError(f"--seeds {settings.seeds}: takes a number from 1 to 100")
         grid = read_grid(settings.grid) if settings.grid else {}
         target = _target(settings.how, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
@@ -575,7 +577,7 @@ def _compare(settings: Compare | Tune) -> None:
     experiment, tuning = Experiment(plan, train_set, val_set, folder, start, execution), None
     if grid:
         plan, tuning = tune(experiment, grid)
-    results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning)
+    results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds)
     _say_shared(sets)
     if is_first():
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")

@@ -113,6 +113,8 @@ class Compare:
         your own data, on a laptop
     rethink_compare --train a.json --val b.json --images jpegs --model small --schedules 2,6
         files that lie elsewhere
+    rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --resume
+        two more runs of each arm, so that the interval covers the chance in training
     rethink_compare figure1 --data coco --out runs/figure1
         all recipes of a figure or table of the paper, trunk and branches shared, beside the paper's numbers
     rethink_compare figure5 --data coco --weights resnet101=R101.pth --out runs/figure5
@@ -127,6 +129,7 @@ class Compare:
     out: str = "runs/compare"  # folder for the results
     detector: DetectorOptions = DetectorOptions()
     schedules: str = ""  # lengths of training in multiples of 1x, such as 2,4,6
+    seeds: int = 1  # runs of each arm; with several the interval covers the chance in training; more can follow
     scale: float = 1.0  # of a figure: sides and batch so much smaller, iterations and images by its square
     pretraining: PretrainingOptions = PretrainingOptions()
     grid: str = ""  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
@@ -148,6 +151,7 @@ class Tune:
     out: str = "runs/tune"  # folder for the results
     detector: DetectorOptions = DetectorOptions()
     schedules: str = ""  # lengths of training in multiples of 1x; the longest is tuned
+    seeds: int = 1  # runs of each arm of the comparison; with several the interval covers the chance in training
     pretraining: PretrainingOptions = PretrainingOptions()
     margin: float = 0.5  # AP; a smaller loss does not matter
     how: RunOptions = RunOptions()
