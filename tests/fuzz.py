@@ -11,6 +11,7 @@ its memory, and a clock outside of it: C code that never returns is seen as well
 import argparse
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import math
@@ -40,10 +41,12 @@ from safetensors.torch import load_file, save_file
 import rethink_imagenet as ri
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.detection.detectors import DEMO
-from rethink_imagenet.study.plans import Plan
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import pixel_statistics
+from rethink_imagenet.study.report import text_table, write_report
+from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools.pictures import write_pictures
-from rethink_imagenet.training.logs import read_log
+from rethink_imagenet.training.checkpoints import save_checkpoint
 
 SECONDS = 20  # that one mutation may take
 MEMORY = 3 << 30  # bytes that a process may ask for beyond what it has after its imports
@@ -137,6 +140,7 @@ class Bench:
         torch.manual_seed(0)
         self.model = ri.build(self.config)
         self.images = sorted((root / "scenes/val").iterdir())
+        self.sets = ri.read_splits(root / "scenes")
 
     def coco(self, here: Path, rng: random.Random) -> None:
         """A json to train on, through samples, evaluation and pictures."""
@@ -186,38 +190,56 @@ class Bench:
         step(model)
 
     def run(self, here: Path, rng: random.Random) -> None:
-        """The files of a run: its settings, its log, its checkpoints."""
+        """The files of a run: its settings, its log, its checkpoints. It goes on, and its detector detects."""
         shutil.copytree(self.finished(), here / "run")
-        files = [path for path in (here / "run").rglob("*") if path.is_file() and path.suffix != ".lock"]
+        if rng.random() < 0.5:
+            (here / "run" / "results.json").unlink()
+        files = [path for path in (here / "run").rglob("*") if path.is_file() and path.name != "lock"]
         path = rng.choice(files)
         if path.suffix == ".json":
             write_json(path, json.loads(path.read_text()), rng)
+        elif path.suffix == ".pt" and rng.random() < 0.7:
+            write_checkpoint(path, rng)
+        elif path.suffix == ".jsonl" and rng.random() < 0.7:
+            lines = mutate_tree([json.loads(line) for line in path.read_text().splitlines()], rng)
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines if line is not ...))
         else:
             path.write_bytes(mutate_bytes(path.read_bytes(), rng))
-        read_log(here / "run")
+        self.go_on(here)
         model, config = ri.load_detector(here / "run")
         step(model)
         assert config["short"]
 
+    def go_on(self, here: Path) -> None:
+        """Continue a run to its results, if it has none, and print them."""
+        plan = Plan(self.config, (2,), unit=2, rate=0.01, batch=2, short=(64, 64), long=64, evaluations=1)
+        experiment = Experiment(plan, *self.sets, here, execution=Execution(workers=0))
+        print(text_table({"runs": [run_schedule(experiment, 2, "run")]}))
+
+    def study(self, here: Path, rng: random.Random) -> None:
+        """The results of a comparison, through its report."""
+        (here / "study").mkdir()
+        write_json(here / "study" / "results.json", json.loads((self.compared() / "results.json").read_text()), rng)
+        write_report(here / "study")
+
     def finished(self) -> Path:
         """A run of a few iterations, made once."""
-        folder = self.root / "run"
+        if not (self.root / "run" / "results.json").exists():
+            self.go_on(self.root)
+        return self.root / "run"
+
+    def compared(self) -> Path:
+        """A comparison of a few iterations, made once."""
+        folder = self.root / "compared"
         if not (folder / "results.json").exists():
-            sets = ri.read_splits(self.root / "scenes")
             plan = Plan(self.config, (2,), unit=2, rate=0.01, batch=2, short=(64, 64), long=64, evaluations=1)
-            train_once(plan, folder, sets)
+            torch.save(self.model.backbone.body.state_dict(), self.root / "body.pth")
+            weights = str(self.root / "body.pth")
+            ri.compare(Experiment(plan, *self.sets, folder, weights, Execution(workers=0)))
         return folder
 
 
-KINDS = ("coco", "truth", "found", "voc", "image", "weights", "run")
-
-
-def train_once(plan: Plan, folder: Path, sets: tuple[ri.Dataset, ri.Dataset]) -> None:
-    """One run of a plan."""
-    from rethink_imagenet.study.plans import Execution
-    from rethink_imagenet.study.studies import run_schedule
-
-    run_schedule(plan, 2, folder, *sets, execution=Execution(workers=0))
+KINDS = ("coco", "truth", "found", "voc", "image", "weights", "run", "study")
 
 
 def detections_of(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -314,33 +336,80 @@ def mutate_text(content: bytes, rng: random.Random) -> bytes:
     return "".join(words).encode()
 
 
+def strange_tensors(tensor: torch.Tensor, all_kinds: bool = True) -> list[Any]:
+    """What may stand in the place of a tensor."""
+    strange: list[Any] = [
+        tensor.double(), tensor.half(), tensor.to(torch.complex64), tensor * math.nan, tensor[None], tensor.sum(),
+        tensor.flatten(), tensor.new_zeros(0), tensor.to(torch.int64), tensor.bool(), None, 3, "x", [tensor], {},
+        tensor.double() * 1e200, -tensor,
+    ]  # fmt: skip
+    if all_kinds:
+        strange += [tensor.to_sparse(), torch.empty_like(tensor, device="meta"), torch.nn.Parameter(tensor.float())]
+        strange += [
+            torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
+            tensor[:1].expand(10**5, *tensor.shape),
+        ]
+        strange += [torch.nested.nested_tensor([tensor])]
+    return strange
+
+
 def write_weights(path: Path, state: dict[str, torch.Tensor], rng: random.Random) -> None:
     """Weights of a body with faults of all kinds."""
     names = list(state)
     name = rng.choice(names)
     tensor = state[name]
-    strange: list[Any] = [
-        tensor.double(), tensor.half(), tensor.to(torch.complex64), tensor * math.nan, tensor[None], tensor.sum(),
-        tensor.flatten(), tensor.new_zeros(0), tensor.to(torch.int64), tensor.bool(), None, 3, "x", [tensor], {},
-    ]  # fmt: skip
+    strange = strange_tensors(tensor, path.suffix == ".pth")
     if path.suffix == ".pth":
-        strange += [tensor.to_sparse(), torch.empty_like(tensor, device="meta"), argparse.Namespace(lr=1)]
-        strange += [torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8), torch.nn.Parameter(tensor.float())]
+        strange.append(argparse.Namespace(lr=1))
     state = dict(state)
     match rng.randrange(6):
         case 0:
             state[name] = rng.choice(strange)
         case 1:
-            state = {rng.choice(("module.", "model.", "backbone.", "x.")) + key: value for key, value in state.items()}
+            before = rng.choice(("module.", "module.encoder_q.", "_orig_mod.", "backbone.bottom_up.", "x."))
+            state = {before + key: value for key, value in state.items() if rng.random() < 0.999}
         case 2:
             del state[name]
         case 3:
             state[rng.choice(("extra", "", "conv1_w", "blobs", "fc.weight"))] = rng.choice(strange)
         case 4:
-            state = rng.choice(({}, {"model": state}, {"state_dict": {"a": 1}}, {"model": {"model": state}}))
+            inner: list[Any] = [{}, {"model": state}, {"state_dict": {"a": 1}}, {"model": {"model": state}}]
+            inner += [{"teacher": state, "epoch": 3}, {"model": state, "about": rng.choice(VALUES)}, {7: tensor}]
+            inner += [{"model": state, "about": {"pixels": rng.choice(VALUES)}}, {"generator": state}]
+            about = {"__author__": rng.choice(("torchvision", None, [])), "matching_heuristics": rng.choice((True, 1))}
+            state = rng.choice([*inner, {"model": state} | about])
     save_weights(path, state, rng)
     if rng.random() < 0.35:
         path.write_bytes(b"" if rng.random() < 0.1 else mutate_bytes(path.read_bytes(), rng))
+
+
+def write_checkpoint(path: Path, rng: random.Random) -> None:
+    """A checkpoint with a fault in it, under the name that its content gives it."""
+    state = mutate_state(torch.load(path, weights_only=True), rng)
+    path.unlink()
+    if isinstance(state, dict) and isinstance(state.get("iteration"), int) and not isinstance(state["iteration"], bool):
+        save_checkpoint(path.parent.parent, state, last=9)
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        path = path.with_name(f"00000004-{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.pt")
+        path.write_bytes(buffer.getvalue())
+
+
+def mutate_state(tree: Any, rng: random.Random) -> Any:
+    """The content of a checkpoint with one of its values replaced or removed; tensors by strange ones."""
+    spots = [spot for spot in places(tree) if len(spot) < 3] if rng.random() < 0.5 else places(tree)
+    *way, key = rng.choice(spots)
+    parent = tree
+    for stop in way:
+        parent = parent[stop]
+    if rng.random() < 0.2:
+        del parent[key]
+    elif isinstance(parent[key], torch.Tensor):
+        parent[key] = rng.choice(strange_tensors(parent[key]))
+    else:
+        parent[key] = copy.deepcopy(rng.choice(VALUES))
+    return tree
 
 
 def save_weights(path: Path, state: dict[str, Any], rng: random.Random) -> None:
@@ -351,8 +420,9 @@ def save_weights(path: Path, state: dict[str, Any], rng: random.Random) -> None:
         arrays = {k: v.numpy() if isinstance(v, torch.Tensor) and not v.is_sparse else v for k, v in state.items()}
         path.write_bytes(pickle.dumps(arrays, protocol=rng.choice((2, 4))))
     else:
-        metadata = rng.choice((None, {"cost": "1"}, {"cost": "{"}, {"pixels": "[]"}, {"pixels": "[[1,2],[3]]"}))
-        tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        told = json.dumps(rng.choice(VALUES))
+        metadata = rng.choice((None, {"cost": told}, {"cost": "{"}, {"pixels": told}, {"pixels": "[[1,2],[3]]"}))
+        tensors = {k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
         save_file(tensors, path, metadata)
         assert load_file(path) is not None
 
@@ -387,6 +457,7 @@ def work(connection: Connection, root: Path, seed: int) -> None:
     os.dup2(devnull, 2)  # what C libraries print about damaged images
     bench = Bench(root)
     bench.finished()
+    bench.compared()
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))

@@ -44,7 +44,7 @@ def detector_of(config: DetectorConfig) -> Detector:
     torch.manual_seed(0)
     detector = build(config).eval()
     for name, parameter in detector.named_parameters():
-        if "scores.weight" in name or "codes.weight" in name:
+        if "scores.weight" in name or "deltas.weight" in name:
             parameter.data *= 20
     return detector
 

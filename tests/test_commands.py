@@ -320,7 +320,7 @@ def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [entry["values"] for entry in results["tuning"]["tried"]] == [{"rate": "0.02"}, {"rate": "0.04"}]
-    assert f"{results['plan']['rate']:g}" == results["tuning"]["chosen"]["rate"]
+    assert f"{results['plans']['pretrained']['rate']:g}" == results["tuning"]["chosen"]["rate"]
     assert "Both arms were trained with rate" in (tmp_path / "out" / "report.html").read_text()
     wrong = command("rethink_tune", "rat=1", *words[1:], "--weights", weights, "--out", "other")
     assert wrong.returncode == 2 and 'no setting to tune "rat"; nearest: rate' in wrong.stderr

@@ -50,7 +50,7 @@ def test_group_norm() -> None:
 
 def test_box_coding() -> None:
     torch.manual_seed(0)
-    assert gradcheck(lambda code: decode(code, BOXES), (leaf(2, 4),))
+    assert gradcheck(lambda deltas: decode(deltas, BOXES), (leaf(2, 4),))
     assert gradcheck(lambda boxes: encode(boxes, BOXES.flip(0)), (BOXES.clone().requires_grad_(),))
 
 
@@ -64,8 +64,8 @@ def test_losses(system: str, over: Literal["batch", "image"]) -> None:
     of_image = [{"boxes": box[None]} for box in BOXES]
     samples = Samples(rois, labels, objects, of_image, [(64, 64)] * 2, [2, 1], [1, 1])
 
-    def second(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
-        return tuple(box_losses(logits, codes, samples, rules.box).values())
+    def second(logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
+        return tuple(box_losses(logits, deltas, samples, rules.box).values())
 
     assert gradcheck(second, (leaf(3, 4), leaf(3, 4, 4)))
     drawn = (torch.rand(3, 5, 5) > 0.5).double()
@@ -84,11 +84,11 @@ def test_losses(system: str, over: Literal["batch", "image"]) -> None:
     anchors = torch.cat([level_anchors(64 // s, 64 // s, s, (4,), rules.rpn.anchors) for s in (16, 32)]).double()
     target = {"boxes": BOXES}
 
-    def first(logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
+    def first(logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
         seeds = [generator_of(0), generator_of(1)]
         sizes = [(64, 64), (64, 64)]
         how = rules.rpn.losses
-        return tuple(proposal_losses(anchors, logits, codes, [target] * 2, sizes, seeds, 16, how).values())
+        return tuple(proposal_losses(anchors, logits, deltas, [target] * 2, sizes, seeds, 16, how).values())
 
     assert gradcheck(first, (leaf(2, len(anchors)), leaf(2, len(anchors), 4)))
 

@@ -35,19 +35,19 @@ def test_proposals_are_torchvisions() -> None:
     theirs.min_size = 1.0
     head.conv[0][0].load_state_dict(ours.head.conv.state_dict())
     head.cls_logits.load_state_dict(ours.head.objectness.state_dict())
-    head.bbox_pred.load_state_dict(ours.head.code.state_dict())
+    head.bbox_pred.load_state_dict(ours.head.deltas.state_dict())
     pyramid = [30 * torch.randn(2, 16, 96 // s, 96 // s) for s in (4, 8, 16)]
     images = ImageList(torch.zeros(2, 3, 96, 96), [(96, 96), (80, 64)])
     anchors = generator(images, pyramid)[0].split([p.shape[2] * p.shape[3] * 3 for p in pyramid])
-    logits, codes = ours.head(pyramid)
-    proposals = select_proposals(list(anchors), logits, codes, images.image_sizes, 1000, 60)
+    logits, deltas = ours.head(pyramid)
+    proposals = select_proposals(list(anchors), logits, deltas, images.image_sizes, 1000, 60)
     expected, _ = theirs(images, dict(enumerate(pyramid)))
     for mine, reference in zip(proposals, expected, strict=True):
         torch.testing.assert_close(mine, reference, atol=1e-3, rtol=0)
 
 
 def test_codes_in_double_precision() -> None:
-    """Box codes against the formula, written out with math on Python floats."""
+    """Box deltas against the formula, written out with math on Python floats."""
     import math
 
     rng = np.random.default_rng(0)
@@ -56,8 +56,8 @@ def test_codes_in_double_precision() -> None:
         box, reference = torch.tensor([[x1, y1, x1 + w, y1 + h]]), torch.tensor([[a1, b1, a1 + aw, b1 + ah]])
         shift = [10 * (x1 + w / 2 - a1 - aw / 2) / aw, 10 * (y1 + h / 2 - b1 - ah / 2) / ah]
         expected = [*shift, 5 * math.log(w / aw), 5 * math.log(h / ah)]
-        code = encode(box.double(), reference.double())[0].tolist()
-        assert code == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        deltas = encode(box.double(), reference.double())[0].tolist()
+        assert deltas == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_the_papers_detector_has_detectrons_size() -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rethink_imagenet.data.coco import read_coco, read_image_files, read_image_info
-from rethink_imagenet.data.images import load_image
+from rethink_imagenet.data.coco import read_coco, read_image_info
+from rethink_imagenet.data.images import load_image, read_image_files
 from rethink_imagenet.data.loading import EvaluationSamples
 from rethink_imagenet.data.scenes import KEYPOINTS, SKELETON, coco_categories, write_scenes
 from rethink_imagenet.detection.detectors import DEMO, build

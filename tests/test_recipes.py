@@ -118,8 +118,8 @@ def test_a_miniature_of_voc(devkit: Path, tmp_path: Path) -> None:
     """Both years to train on, and VOC's own measure in the table."""
     results = carried_out("section5.2/voc-r101-gn-scratch-16x", 0.01, devkit, tmp_path / "out")
     assert results["iterations"] == 48 and 0 <= results["voc"]["map"] <= 100
-    assert table_rows({"runs": [results]})[0]["VOC mAP"] == f"{results['voc']['map']:.1f}"
-    assert "VOC mAP" not in table_rows({"runs": [results | {"voc": {"map": None}}]})[0]  # nothing to find
+    assert table_rows([results])[0]["VOC mAP"] == f"{results['voc']['map']:.1f}"
+    assert "VOC mAP" not in table_rows([results | {"voc": {"map": None}}])[0]  # nothing to find
     train_set, val_set = read_data(miniature(RECIPES["section5.2/voc-r101-gn-scratch-16x"], 0.01), devkit)
     assert {str(name).partition("/")[0] for name in train_set.file_names} == {"VOC2007", "VOC2012"}
     assert results["instances"] > 0 and len(val_set) == 8

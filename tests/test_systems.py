@@ -38,7 +38,7 @@ from rethink_imagenet.data.datasets import Dataset
 from rethink_imagenet.data.scenes import write_crops, write_scenes
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize, resized_size
-from rethink_imagenet.detection.box_head import Cut, Samples, as_rois, sample_proposals
+from rethink_imagenet.detection.box_head import Pool, Samples, as_rois, sample_proposals
 from rethink_imagenet.detection.boxes import split_crowds
 from rethink_imagenet.detection.cascade import CascadeHead, refine, switch_to_cascade
 from rethink_imagenet.detection.conventions import DETECTRON
@@ -106,8 +106,8 @@ def test_images_without_a_visible_keypoint_are_left_out(persons: Dataset) -> Non
     assert len(seen) == 15 and len(trainable(persons)) == 18
 
 
-def regions_of(model: Detector, images: list[Tensor], targets: list[Target]) -> tuple[Cut, Samples]:
-    """A pyramid to cut from, and samples from the objects moved about by a few pixels."""
+def regions_of(model: Detector, images: list[Tensor], targets: list[Target]) -> tuple[Pool, Samples]:
+    """Pooling from a pyramid, and samples from the objects moved about by a few pixels."""
     pyramid, sizes = model.features(images)
     torch.manual_seed(1)
     targets = [split_crowds(target) for target in targets]
@@ -127,16 +127,16 @@ def test_keypoint_loss_and_read_out_are_torchvisions(persons: Dataset) -> None:
     head = model.keypoint_head
     assert head is not None
     with torch.no_grad():
-        cut, samples = regions_of(model, images, targets)
+        pool, samples = regions_of(model, images, targets)
         positive = samples.positive
         theirs = roi_heads.keypointrcnn_loss(
-            head.predict(cut, positive.rois).contiguous(), positive.rois[:, 1:].split(positive.numbers),
+            head.predict(pool, positive.rois).contiguous(), positive.rois[:, 1:].split(positive.numbers),
             [t["keypoints"] for t in targets], positive.objects.split(positive.numbers),
         )  # fmt: skip
-        ours = head.losses(cut, samples)["loss_keypoint"]
+        ours = head.losses(pool, samples)["loss_keypoint"]
         found = model.detect(images)
         boxes = [detections["boxes"] for detections in found]
-        keypoints, scores = roi_heads.heatmaps_to_keypoints(head.predict(cut, as_rois(boxes)), torch.cat(boxes))
+        keypoints, scores = roi_heads.heatmaps_to_keypoints(head.predict(pool, as_rois(boxes)), torch.cat(boxes))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6) and ours > 7
     assert len(keypoints) > 50
     torch.testing.assert_close(torch.cat([d["keypoints"] for d in found]).float(), keypoints, atol=1e-4, rtol=0)
@@ -187,8 +187,8 @@ def stage_overlaps(model: Detector, images: list[Tensor], targets: list[Target])
     rois, means = as_rois([boxes[keep] for boxes, keep in zip(proposals, good, strict=True)]), []
     for layer in [None, *head.heads]:
         if layer is not None:
-            _, codes, _ = layer.predict(partial(model.regions, pyramid), rois, sizes)
-            rois = refine(rois, codes, layer.code_weights, sizes)
+            _, deltas, _ = layer.predict(partial(model.regions, pyramid), rois, sizes)
+            rois = refine(rois, deltas, layer.delta_weights, sizes)
         each = [box_iou(rois[rois[:, 0] == b, 1:], objects[b]).amax(dim=1) for b in range(len(objects))]
         means.append(torch.cat(each).mean().item())
     return means
@@ -225,7 +225,7 @@ def test_switching_to_cascade_from_a_trained_detector(photographs: tuple[list[Te
     weights, momentum = switch_to_cascade(plain.state_dict(), {})
     assert momentum == {}
     copied, random = (build(replace(SMALL, cascade=True)) for _ in range(2))
-    new = ("box_head.stages.0.codes", "box_head.stages.1", "box_head.stages.2")
+    new = ("box_head.stages.0.deltas", "box_head.stages.1", "box_head.stages.2")
     fresh = {name: tensor for name, tensor in random.state_dict().items() if name.startswith(new)}
     copied.load_state_dict(weights)
     random.load_state_dict(weights | fresh)
@@ -416,8 +416,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused({n: a for n, a in whole.items() if n != "res3_1_branch2b_gn_s"}, "layer2.1.bn2.weight is missing")
     refused(whole | {"fpn_inner_res5_2_sum_w": ZERO}, "fpn_inner_res5_2_sum_w is left over")
     refused(whole, "layer1.2.conv1.weight is missing", backbone="resnet50")
-    refused(as_detectron(random_body("frozen_bn"), "bn"), "bn1.running_mean is missing", norm="syncbn")
-    refused({"model": as_detectron2(body) | {"stem.fc.weight": ZERO}}, "stem.fc.weight is left over")  # red first
+    for norm in ("syncbn", "gn"):
+        refused(as_detectron(random_body("frozen_bn"), "bn"), "only the norm frozen_bn can take it", norm=norm)
+    refused(whole, "bn1.running_mean is missing", norm="frozen_bn")
+    refused({"model": as_detectron2(body)}, "bn1.running_mean is missing", norm="frozen_bn")
     refused({"model": {"stem.conv1.weight": Command()}}, f"it asks for {os.system.__module__}.system")
 
 
@@ -482,7 +484,7 @@ def test_both_arms_of_vgg_are_compared(vgg_weights: Path, tmp_path: Path, monkey
     plan = Plan(replace(VGG16, num_classes=8, **small), (2,), unit=1, batch=2, short=(96, 96), long=96, evaluations=1)
     results = compare(Experiment(plan, *sets, tmp_path / "out", str(vgg_weights), Execution(workers=0)))
     assert {run["arm"] for run in results["runs"]} == {"scratch", "pretrained"}
-    assert results["pretraining"]["images"] == 8 and results["verdict"]["difference"] is not None
+    assert next(iter(results["pretraining"].values()))["images"] == 8 and results["verdict"]["difference"] is not None
     model = build(plan.detector)
     load_weights(model, vgg_weights)
     with safe_open(vgg_weights, "pt") as file:

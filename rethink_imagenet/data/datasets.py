@@ -148,6 +148,7 @@ class Dataset:
     keypoint_names: tuple[str, ...]
     skeleton: tuple[tuple[int, int], ...]  # limbs to draw: pairs of keypoints, counted from 1
     left_out: dict[str, int]  # how many records were left out, by reason
+    unread: tuple[str, ...] = ()  # kinds of annotations that are there and were not asked for: masks, keypoints
 
     def __len__(self) -> int:
         return len(self.image_ids)

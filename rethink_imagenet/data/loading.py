@@ -56,11 +56,11 @@ class FileSamples(TorchDataset):
     def raw(
         self,
         p: int,  # number of the sample
-    ) -> tuple[RawImage, Target] | InputError:
+    ) -> tuple[RawImage, Any] | InputError:  # Any is a `Target`, or what else a model learns from
         "Sample p, its image still to be resized, or what is wrong with it"
         raise NotImplementedError
 
-    def __getitem__(self, p: int) -> tuple[Tensor, Target] | InputError:
+    def __getitem__(self, p: int) -> tuple[Tensor, Any] | InputError:
         sample = self.raw(p)
         return sample if isinstance(sample, InputError) else (sample[0].to("cpu"), sample[1])
 
@@ -155,7 +155,7 @@ def _packed_batch(batch: list[Any]) -> list[Any]:
     return [_packed(sample) for sample in batch]
 
 
-def _batches(loader: DataLoader) -> Generator[tuple[list[Any], list[Target]]]:
+def _batches(loader: DataLoader) -> Generator[tuple[list[Any], list[Any]]]:
     "Images and targets of each batch; raises the InputError that a worker met"
     try:
         iterator: Any = iter(loader)
@@ -225,7 +225,7 @@ class _Raw(TorchDataset):
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, p: int) -> tuple[RawImage, Target] | InputError:
+    def __getitem__(self, p: int) -> tuple[RawImage, Any] | InputError:
         return self.samples.raw(p)
 
 
@@ -241,7 +241,7 @@ class Batch(NamedTuple):
     "What a model learns from in an iteration, or a process's share of it"
 
     images: list[Any]  # each [3, H, W], float in 0..1; for another device than the CPU raw
-    targets: list[Target]  # of each image, as the model takes them
+    targets: list[Any]  # of each image, as the model takes them
     draws: Draws | None = None  # where the samples have any
 
 
@@ -294,6 +294,6 @@ def evaluation_batches(
     workers: int = 2,  # processes that decode; 0 for none
     device: torch.device | str = "cpu",  # that the images will be sent to
     wanted: Sequence[int] | None = None,  # positions of the images; all by default
-) -> Generator[tuple[list[Any], list[Target]]]:  # images [3, H, W], for another device than the CPU raw
+) -> Generator[tuple[list[Any], list[Any]]]:  # images [3, H, W], for another device than the CPU raw
     "Images in order. Raises InputError where one does not open"
     return _batches(_loader(samples, workers, device, batch_size=batch, sampler=wanted))

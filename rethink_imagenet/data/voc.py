@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from .coco import are_numbers, assemble, finish
+from .coco import FileFinder, are_numbers, assemble, finish
 from .datasets import Dataset
 from ..errors import InputError
 
@@ -42,7 +42,18 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     return {"name": name, "where": where, "iscrowd": 0, "difficult": int(difficult), **box}
 
 # %% ../../nbs/14_voc.ipynb #98e735bc
-def _voc_image(xml: Path, images: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+
+
+def _image_of(xml: Path, root: ElementTree.Element, finder: FileFinder) -> str:
+    "The image of an XML file: that of its name, or the one that it names"
+    named = PurePosixPath((root.findtext("filename") or "").strip().replace("\\", "/")).name
+    candidates = [*(xml.stem + ending for ending in ENDINGS), *([named] if named else [])]
+    found = (finder.find(candidate) for candidate in candidates)
+    return next((file for file in found if file is not None), candidates[0])
+
+
+def _voc_image(xml: Path, finder: FileFinder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     "An image record and annotation records, still without ids, from one XML file"
     try:
         root = ElementTree.parse(xml).getroot()
@@ -53,14 +64,20 @@ def _voc_image(xml: Path, images: Path) -> tuple[dict[str, Any], list[dict[str, 
     size = {key: int(_number(root, f"size/{key}", str(xml))) for key in ("width", "height")}
     if min(size.values()) < 1:
         raise InputError(f"{xml}: its size {size['width']} x {size['height']} is not positive")
-    files = [images / (xml.stem + suffix) for suffix in (".jpg", ".jpeg", ".png")]
-    file = next((file for file in files if file.is_file()), files[0])
     objects = [_voc_object(element, f"{xml}: object {i}") for i, element in enumerate(root.findall("object"))]
-    return {"file_name": file.name, **size}, objects
+    return {"file_name": _image_of(xml, root, finder), **size}, objects
 
 # %% ../../nbs/14_voc.ipynb #3ec2eed2
-def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    "COCO's tables from the images that a VOC list names, and how to call each annotation in an error"
+def xml_folder(
+    folder: Path,  # perhaps of VOC's XML files, or of a folder of them
+) -> Path | None:
+    "Where the XML files are: in the folder itself, or in its Annotations; None where there are none"
+    inside = sorted(path for path in folder.iterdir() if path.name.lower() == "annotations") if folder.is_dir() else []
+    return next((path for path in (folder, *inside) if path.is_dir() and any(path.glob("*.xml"))), None)
+
+
+def _listed(split: Path) -> tuple[list[Path], Path]:
+    "The XML files that a VOC list names, and the folder of their images"
     try:
         root, stems = split.parents[2], [line.split()[0] for line in split.read_text().splitlines() if line.strip()]
     except (OSError, ValueError, IndexError) as error:
@@ -68,7 +85,23 @@ def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], lis
     for stem, number in Counter(stems).items():
         if PurePosixPath(stem).name != stem or number > 1:
             raise InputError(f'{split}: "{stem}" is not the name of an image, or stands twice')
-    parsed = [_voc_image(root / "Annotations" / f"{stem}.xml", root / "JPEGImages") for stem in stems]
+    return [root / "Annotations" / f"{stem}.xml" for stem in stems], root / "JPEGImages"
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], Path]:
+    "All XML files of a folder, and the folder of their images"
+    where = xml_folder(folder)
+    if where is None:
+        raise InputError(f"{folder}: has no XML files, as VOC's layout has, neither in itself nor in Annotations")
+    beside = [path for path in sorted(folder.iterdir()) if path.name.lower() in ("jpegimages", "images")]
+    return sorted(where.glob("*.xml")), next((path for path in beside if path.is_dir() and where != folder), where)
+
+
+def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str], Path]:
+    "COCO's tables, how to call each annotation in an error, and the folder of the images"
+    files, folder = _in_folder(split) if split.is_dir() else _listed(split)
+    finder = FileFinder(folder)
+    parsed = [_voc_image(xml, finder) for xml in files]
     found = names or sorted({item["name"] for _, objects in parsed for item in objects})
     ids = {name: i for i, name in enumerate(found, 1)}
     records = [{"image_id": i, **item} for i, (_, objects) in enumerate(parsed, 1) for item in objects]
@@ -80,19 +113,19 @@ def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], lis
     where = [record.pop("where") for record in records]
     images = [{"id": i, **image} for i, (image, _) in enumerate(parsed, 1)]
     categories = [{"id": i, "name": name} for name, i in ids.items()]
-    return {"images": images, "annotations": records, "categories": categories}, where
+    return {"images": images, "annotations": records, "categories": categories}, where, folder
 
 # %% ../../nbs/14_voc.ipynb #61aa1a6b
 def read_voc(
-    split: str | Path,  # a list of images, such as VOCdevkit/VOC2012/ImageSets/Main/train.txt
+    split: str | Path,  # a list of images, such as VOCdevkit/VOC2012/ImageSets/Main/train.txt, or a folder of XML files
     names: Sequence[str] = (),  # the categories; by default all that occur, sorted
     strict: bool = False,  # refuse what would otherwise be left out and counted
 ) -> Dataset:
     "Read and check one split of a data set in VOC's layout. Raises InputError"
     split = Path(split).absolute()
-    if not split.is_file():
+    if not split.exists():
         raise InputError(f"{split}: no such file")
-    content, where = _voc_as_coco(split, names)
-    dataset = assemble(content, split, content, split.parents[2] / "JPEGImages", where.__getitem__)
+    content, where, folder = _voc_as_coco(split, names)
+    dataset = assemble(content, split, content, folder, where.__getitem__)
     counted = [a | {"iscrowd": a["difficult"]} for a in content["annotations"] if min(a["bbox"][2:]) > 0]
     return finish(replace(dataset, ground_truth=content | {"annotations": counted}), strict)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rethink_imagenet.detection.box_head import (
     BoxHead,
-    Cut,
     DeltaSettings,
+    Pool,
     Samples,
     box_losses,
     clipped,
@@ -32,7 +32,7 @@ class Stage:
     "What a stage of the cascade asks for"
 
     overlap: float  # with an object, from which on a box is positive
-    code_weights: tuple[float, float, float, float]  # of the box code
+    delta_weights: tuple[float, float, float, float]  # of the deltas
     share: float  # of its losses in the sum
 
 
@@ -45,13 +45,13 @@ STAGES = (
 # %% ../../nbs/37_cascade.ipynb #dc322f4e
 def refine(
     rois: Tensor,  # [R, 5]
-    codes: Tensor,  # [R, K + 1, 4], the same for all classes
-    code_weights: tuple[float, float, float, float],  # of the codes
+    deltas: Tensor,  # [R, K + 1, 4], the same for all classes
+    delta_weights: tuple[float, float, float, float],  # of the deltas
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     clip: bool = False,  # whether boxes are clipped to their images
 ) -> Tensor:  # [R, 5]
     "RoIs where a stage says that they should be; no gradient flows through"
-    boxes = decode(codes[:, 0].detach(), rois[:, 1:], code_weights)
+    boxes = decode(deltas[:, 0].detach(), rois[:, 1:], delta_weights)
     if clip:
         boxes = clipped(boxes, rois[:, 0].long(), sizes)
     return torch.cat([rois[:, :1], boxes], dim=1)
@@ -79,9 +79,9 @@ def next_samples(
     return matched_samples(boxes, samples.targets, samples.sizes, overlap, crowd_class)
 
 # %% ../../nbs/37_cascade.ipynb #3a7f865c
-def _with_a_third(cut: Cut, rois: Tensor, side: int) -> Tensor:
+def _with_a_third(pool: Pool, rois: Tensor, side: int) -> Tensor:
     "Features of RoIs, to which a third of the gradient goes back"
-    features = cut(rois, side)
+    features = pool(rois, side)
     if features.requires_grad:
         features.register_hook(lambda gradient: gradient / len(STAGES))
     return features
@@ -105,7 +105,7 @@ class CascadeSettings:
 class CascadeHead(nn.Module):
     "Three box heads, each learning from what the one before puts out (Cascade R-CNN)"
 
-    code_weights = STAGES[-1].code_weights
+    delta_weights = STAGES[-1].delta_weights
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class CascadeHead(nn.Module):
     ):
         super().__init__()
         self.settings = settings
-        self.stages = nn.ModuleList(make(deltas=DeltaSettings(stage.code_weights, True)) for stage in STAGES)
+        self.stages = nn.ModuleList(make(delta=DeltaSettings(stage.delta_weights, True)) for stage in STAGES)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -123,46 +123,46 @@ class CascadeHead(nn.Module):
 
     def predict(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         rois: Tensor,  # [R, 5]
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
-    ) -> tuple[Tensor, Tensor, Tensor]:  # logits [R, K + 1], codes [R, K + 1, 4], and the RoIs that these refer to
+    ) -> tuple[Tensor, Tensor, Tensor]:  # logits [R, K + 1], deltas [R, K + 1, 4], and the RoIs that these refer to
         "Mean opinion of all heads, and last correction of the regions of the last stage, for `read_boxes`"
         settings, opinions = self.settings, []
         for head in self.heads:
-            features = cut(rois, 7)
-            logits, codes = head(features)
+            features = pool(rois, 7)
+            logits, deltas = head(features)
             opinions.append(logits)
             if head is not self.heads[-1]:
-                rois = refine(rois, codes, head.code_weights, sizes, settings.clip)
+                rois = refine(rois, deltas, head.delta_weights, sizes, settings.clip)
         if settings.scores == "last":
             opinions[:-1] = [head(features)[0] for head in self.heads[:-1]]
         mean = torch.stack([logits.softmax(dim=1) for logits in opinions]).mean(dim=0)
-        return mean.log(), codes, rois
+        return mean.log(), deltas, rois
 
     def losses(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         samples: Samples,  # to learn from
     ) -> tuple[dict[str, Tensor], Samples]:  # scalars; the samples of a stage, for the heads that follow
         "Classification and box loss of each stage"
         first, losses = samples, dict[str, Tensor]()
         settings, rois = self.settings, samples.rois
         by_losses = settings.share == "losses"
-        cut = cut if by_losses else partial(_with_a_third, cut)
+        pool = pool if by_losses else partial(_with_a_third, pool)
         for k, (head, stage) in enumerate(zip(self.heads, STAGES, strict=True), 1):
             if k > 1:
                 samples = next_samples(samples, rois, stage.overlap, settings.objects, settings.crowd_class)
-            logits, codes, rois = head.predict(cut, samples.rois, samples.sizes)
-            found = box_losses(logits, codes, samples, head.settings, stage.code_weights)
+            logits, deltas, rois = head.predict(pool, samples.rois, samples.sizes)
+            found = box_losses(logits, deltas, samples, head.settings, stage.delta_weights)
             losses |= {f"{name}_{k}": (stage.share if by_losses else 1.0) * loss for name, loss in found.items()}
-            rois = refine(rois, codes, stage.code_weights, samples.sizes, settings.clip)
+            rois = refine(rois, deltas, stage.delta_weights, samples.sizes, settings.clip)
         return losses, first if settings.masks == "first" else samples
 
 # %% ../../nbs/37_cascade.ipynb #4c4ad483
-def _new_codes(codes: Tensor) -> Tensor:
-    "The layer of class-agnostic codes, weight [4, H] or bias [4], from that of K classes and the background"
-    return codes.unflatten(0, (-1, 4))[1:].mean(dim=0)
+def _new_deltas(deltas: Tensor) -> Tensor:
+    "The layer of class-agnostic deltas, weight [4, H] or bias [4], from that of K classes and the background"
+    return deltas.unflatten(0, (-1, 4))[1:].mean(dim=0)
 
 # %% ../../nbs/37_cascade.ipynb #b28afddb
 def switch_to_cascade(
@@ -170,7 +170,7 @@ def switch_to_cascade(
     momentum: dict[str, Tensor],  # of its parameters, by name; of none before the first iteration
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     "State dict and momentum of the same detector with a cascade. Raises InputError if it is no plain detector's"
-    if not {"box_head.scores.weight", "box_head.codes.weight"} <= weights.keys():
+    if not {"box_head.scores.weight", "box_head.deltas.weight"} <= weights.keys():
         raise InputError("a switch to cascade begins with a detector that has one box head, and this one has not")
     switched: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -178,11 +178,11 @@ def switch_to_cascade(
         if prefix or not layer:
             switched[name] = tensor
             continue
-        tensor = _new_codes(tensor) if layer.startswith("codes.") else tensor
+        tensor = _new_deltas(tensor) if layer.startswith("deltas.") else tensor
         switched |= {f"box_head.stages.{k}.{layer}": tensor.clone() for k in range(len(STAGES))}
     kept = {
         name.replace("box_head.", "box_head.stages.0."): tensor
         for name, tensor in momentum.items()
-        if not name.startswith("box_head.codes.")
+        if not name.startswith("box_head.deltas.")
     }
     return switched, kept

@@ -20,9 +20,17 @@ from rethink_imagenet.detection.proposals import (
     RPNLossSettings,
     RPNSettings,
 )
-from ..errors import check_choices
+from ..errors import check_choices, check_ranges
 
 # %% ../../nbs/38_conventions.ipynb #b4fb4f2f
+_ANY = 0.0, 1e9
+_RANGES: dict[str, tuple[float, float]] = {
+    "pixel_mean": (-1e3, 1e3), "pixel_std": (1e-6, 1e3), "mask_std": _ANY, "anchor_offset": _ANY, "post_nms": (1, 1e6),
+    "smallest_proposal": _ANY, "smallest_detection": _ANY, "rpn_beta": _ANY, "box_beta": _ANY,
+    "sampling_ratio": (0, 100), "warmup": _ANY, "warmup_factor": _ANY, "bias_rate": _ANY,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Conventions:
     "What systems do differently; the defaults are Detectron's"
@@ -72,6 +80,7 @@ class Conventions:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_ranges(self, _RANGES)
 
     @property
     def rpn(self) -> RPNSettings:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .box_head import Cut, Samples, as_rois, convolutions
-from .boxes import in_32_bits, positions, shares
+from .box_head import Detections, Pool, Samples, as_rois, convolutions
+from .boxes import in_32_bits, mean_weights, positions
 from ..networks.backbones import msra_fill
 
 # %% ../../nbs/36_keypoint_head.ipynb #f89014fe
@@ -41,7 +41,7 @@ def keypoint_loss(
 ) -> dict[str, Tensor]:  # scalar
     "The loss of the keypoint head (Mask R-CNN, Sec. 5)"
     place = positions(inside.flatten(), int(inside.sum()))
-    weights = shares(image[place // inside.shape[1]], images, over)
+    weights = mean_weights(image[place // inside.shape[1]], images, over)
     losses = F.cross_entropy(maps.flatten(2).flatten(0, 1)[place], cells.flatten()[place], reduction="none")
     return {"loss_keypoint": (losses * weights).sum()}
 
@@ -90,15 +90,15 @@ class KeypointHead(nn.Module):
 
     def predict(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         rois: Tensor,  # [R, 5]
     ) -> Tensor:  # [R, K, 56, 56] logits
         "The heat maps of regions"
-        return self(cut(rois, 14))
+        return self(pool(rois, 14))
 
     def losses(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         samples: Samples,  # to learn from; targets with keypoints [G, K, 3]
     ) -> dict[str, Tensor]:  # scalar
         "Its loss"
@@ -106,15 +106,15 @@ class KeypointHead(nn.Module):
         cells, inside = keypoint_cells(samples.of_objects("keypoints"), samples.rois[:, 1:])
         has_one = inside.any(dim=1)
         seen = positions(has_one, int(has_one.sum()))
-        maps, images = self.predict(cut, samples.rois[seen]), len(samples.targets)
+        maps, images = self.predict(pool, samples.rois[seen]), len(samples.targets)
         return keypoint_loss(maps, cells[seen], inside[seen], samples.image[seen], images, self.over)
 
     def read(
         self,
-        cut: Cut,  # features of RoIs
-        found: list[dict[str, Tensor]],  # detections of each image
-    ) -> list[dict[str, Tensor]]:
+        pool: Pool,  # features of RoIs
+        found: list[Detections],  # detections of each image
+    ) -> list[Detections]:
         "The detections with keypoints [D, K, 3], in pixels, and keypoint_scores [D, K]"
         rois, numbers = as_rois([detections["boxes"] for detections in found]), [len(d["boxes"]) for d in found]
-        read = (each.split(numbers) for each in read_keypoints(self.predict(cut, rois), rois[:, 1:]))
+        read = (each.split(numbers) for each in read_keypoints(self.predict(pool, rois), rois[:, 1:]))
         return [d | {"keypoints": k, "keypoint_scores": s} for d, k, s in zip(found, *read, strict=True)]

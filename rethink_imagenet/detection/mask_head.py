@@ -22,9 +22,8 @@ from torchvision.ops import roi_align
 
 from ..data.datasets import Polygons, trace
 from ..data.rasters import Outlines, outlines_of, raster_regions
-from ..data.transforms import Target
-from .box_head import Cut, Samples, as_rois, convolutions
-from .boxes import shares, widened
+from .box_head import Detections, Pool, Samples, as_rois, convolutions
+from .boxes import PreparedTarget, mean_weights, to_32_bits
 from ..errors import check_choices
 from ..networks.backbones import gaussian_fill, msra_fill
 
@@ -55,18 +54,20 @@ def bitmaps_of(
 
 # %% ../../nbs/35_mask_head.ipynb #70c7a438
 def with_masks(
-    target: Target,  # of an image: polygons, or masks [G, H, W]
+    target: PreparedTarget,  # of an image: polygons, or masks [G, H, W]
     way: Literal["polygons", "bitmaps"],  # as in `MaskSettings.targets`
     size: tuple[int, int],  # height and width of the image in pixels
-) -> Target:  # with `outlines` for the one, `masks` for the other
+) -> PreparedTarget:  # with `outlines` for the one, `masks` for the other
     "The target with its masks in the form that is wanted"
-    other = {key: value for key, value in target.items() if key not in ("masks", "polygons")}
+    made = target.copy()
     if way == "bitmaps":
-        return other | {"masks": target["masks"] if "masks" in target else bitmaps_of(target["polygons"], *size)}
-    if "polygons" in target:
-        return other | {"outlines": outlines_of(target["polygons"])}
-    traced = [trace(mask.bool().cpu().numpy()) for mask in target["masks"]]
-    return other | {"outlines": outlines_of(Polygons.pack(traced))}
+        made["masks"] = target["masks"] if "masks" in target else bitmaps_of(target["polygons"], *size)
+    elif "polygons" in target:
+        made["outlines"] = outlines_of(target["polygons"])
+    else:
+        made["outlines"] = outlines_of(Polygons.pack([trace(mask.bool().cpu().numpy()) for mask in made.pop("masks")]))
+    made.pop("polygons", None)
+    return made
 
 # %% ../../nbs/35_mask_head.ipynb #45bd4ebf
 def masks_to_draw(
@@ -91,7 +92,7 @@ def mask_loss(
     over: Literal["batch", "image"] = "batch",  # the mean over the regions of a process, or of each image
 ) -> dict[str, Tensor]:  # scalar
     "The loss of the mask head (Mask R-CNN, Sec. 3)"
-    weights = shares(image, images, over)
+    weights = mean_weights(image, images, over)
     pixels = F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
     return {"loss_mask": (pixels.mean(dim=(1, 2)) * weights).sum()}
 
@@ -144,32 +145,32 @@ class MaskHead(nn.Module):
 
     def predict(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         rois: Tensor,  # [R, 5]
         labels: Tensor,  # [R], the class of each
     ) -> Tensor:  # [R, 28, 28] probabilities
         "The masks of regions, in 32 bits or more"
-        return widened(self(cut(rois, 14), labels)).sigmoid()
+        return to_32_bits(self(pool(rois, 14), labels)).sigmoid()
 
     def losses(
         self,
-        cut: Cut,  # features of RoIs
+        pool: Pool,  # features of RoIs
         samples: Samples,  # to learn from
     ) -> dict[str, Tensor]:  # scalar
         "Its loss"
         positive = samples.positive
-        logits = widened(self(cut(positive.rois, 14), positive.labels))
+        logits = to_32_bits(self(pool(positive.rois, 14), positive.labels))
         drawn = masks_to_draw(positive, self.settings.targets)
         return mask_loss(logits, drawn, positive.image, len(positive.targets), self.settings.over)
 
     def read(
         self,
-        cut: Cut,  # features of RoIs
-        found: list[dict[str, Tensor]],  # detections of each image
-    ) -> list[dict[str, Tensor]]:
+        pool: Pool,  # features of RoIs
+        found: list[Detections],  # detections of each image
+    ) -> list[Detections]:
         "The detections with masks [D, 28, 28], within their boxes"
         labels = torch.cat([detections["labels"] for detections in found])
-        masks = self.predict(cut, as_rois([detections["boxes"] for detections in found]), labels)
+        masks = self.predict(pool, as_rois([detections["boxes"] for detections in found]), labels)
         parts = masks.split([len(detections["boxes"]) for detections in found])
         return [detections | {"masks": part} for detections, part in zip(found, parts, strict=True)]
 

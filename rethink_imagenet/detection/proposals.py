@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.transforms import Target
 from rethink_imagenet.detection.boxes import (
     RPN_WEIGHTS,
+    PreparedTarget,
     at_ranks,
     batch_ranks,
     decode,
-    draw_ranks,
     encode,
     limits_of,
     match_boxes,
+    mean_weights,
     positions,
-    shares,
-    widened,
+    random_ranks,
+    to_32_bits,
 )
 from .suppression import best_first, suppress
 from ..errors import check_choices
@@ -88,7 +88,7 @@ def level_anchors(
 
 # %% ../../nbs/32_proposals.ipynb #3d6cfb9b
 class RPNHead(nn.Module):
-    "Objectness and box codes of the anchors of all levels, by one shared network"
+    "Objectness and box deltas of the anchors of all levels, by one shared network"
 
     def __init__(
         self,
@@ -98,19 +98,19 @@ class RPNHead(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, anchors, 1)
-        self.code = nn.Conv2d(channels, 4 * anchors, 1)
-        for layer in (self.conv, self.objectness, self.code):
+        self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
             gaussian_fill(layer, std=0.01)
 
     def forward(
         self,
         pyramid: list[Tensor],  # [B, C, H, W] for each level
-    ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * A] logits and [B, H * W * A, 4] codes
+    ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * A] logits and [B, H * W * A, 4] deltas
         "What the network says of each anchor, in the order of `level_anchors`"
         hidden = [F.relu(self.conv(level)) for level in pyramid]
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
-        codes = [self.code(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
-        return logits, codes
+        deltas = [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
+        return logits, deltas
 
 # %% ../../nbs/32_proposals.ipynb #7196f4b1
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ def sample_anchors(
     counts = torch.stack([(kind == 1).sum(dim=1), background.sum(dim=1)]).tolist()
     positive, negative = [], []
     for candidates, backgrounds, generator in zip(*counts, generators, strict=True):
-        positive.append(draw_ranks(candidates, number // 2, generator))
+        positive.append(random_ranks(candidates, number // 2, generator))
         left = number - len(positive[-1])
         if repeated:
             drawn = torch.randint(max(1, backgrounds), (left if backgrounds else 0,), generator=generator)
-        negative.append(drawn if repeated else draw_ranks(backgrounds, left, generator))
+        negative.append(drawn if repeated else random_ranks(backgrounds, left, generator))
     sample = torch.full_like(kind, -1).flatten()
     sample.index_fill_(0, at_ranks((kind == 1).flatten(), batch_ranks(positive, counts[0])), 1)
     sample.index_fill_(0, at_ranks(background.flatten(), batch_ranks(negative, counts[1])), 0)
@@ -162,8 +162,8 @@ def sample_anchors(
 
 # %% ../../nbs/32_proposals.ipynb #0cad1fa3
 def _sampled(
-    anchors: Tensor, targets: list[Target], sizes: list[tuple[int, int]], generators: Sequence[torch.Generator | None],
-    number: int, settings: AnchorSampling,
+    anchors: Tensor, targets: list[PreparedTarget], sizes: list[tuple[int, int]],
+    generators: Sequence[torch.Generator | None], number: int, settings: AnchorSampling,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     "Positions [S] in [B, A] of the anchors drawn, their kinds [S]; positions [P] in the sample, and objects [P, 4]"
     each = [label_anchors(anchors, t["boxes"], size, settings) for t, size in zip(targets, sizes, strict=True)]
@@ -195,8 +195,8 @@ class RPNLossSettings:
 def proposal_losses(
     anchors: Tensor,  # [A, 4] of all levels in pixels
     logits: Tensor,  # [B, A]
-    codes: Tensor,  # [B, A, 4]
-    targets: list[Target],  # of each image: boxes [G, 4] of its single objects
+    deltas: Tensor,  # [B, A, 4]
+    targets: list[PreparedTarget],  # of each image: boxes [G, 4] of its single objects
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     generators: Sequence[torch.Generator | None],  # of each image
     number: int = 256,  # anchors to draw from each image
@@ -208,12 +208,12 @@ def proposal_losses(
     image, truth = place // len(anchors), kinds.to(logits.dtype)
     objectness = F.binary_cross_entropy_with_logits(logits.flatten()[place], truth, reduction="none")
     wanted = encode(objects, anchors[place[shown] % len(anchors)], RPN_WEIGHTS)
-    found = codes.flatten(0, 1)[place[shown]]
+    found = deltas.flatten(0, 1)[place[shown]]
     regression = F.smooth_l1_loss(found, wanted, beta=c.beta, reduction="none").sum(dim=1)
     weights = {
         "number": torch.full_like(truth, 1 / (number * images)),
-        "drawn": shares(image, images, c.over),
-        "drawn in image": shares(image, images, "image"),
+        "drawn": mean_weights(image, images, c.over),
+        "drawn in image": mean_weights(image, images, "image"),
     }
     return {
         "loss_objectness": (objectness * weights[c.objectness_over]).sum(),
@@ -222,13 +222,13 @@ def proposal_losses(
 
 # %% ../../nbs/32_proposals.ipynb #5c4433a5
 def _best_of_levels(
-    anchors: Sequence[Tensor], logits: Sequence[Tensor], codes: Sequence[Tensor], number: int
+    anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Boxes [B, N, 4] and scores [B, N] of the best anchors of each level, and the level of each [N]"
     boxes, scores, levels = [], [], []
-    for level, (fixed, logit, code) in enumerate(zip(anchors, logits, codes, strict=True)):
-        score, top = widened(logit).topk(min(number, logit.shape[1]), dim=1)
-        boxes.append(decode(widened(code).gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
+    for level, (fixed, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
+        score, top = to_32_bits(logit).topk(min(number, logit.shape[1]), dim=1)
+        boxes.append(decode(to_32_bits(delta).gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
         scores.append(score)
         levels.append(torch.full_like(top[0], level))
     return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
@@ -250,14 +250,14 @@ class ProposalSettings:
 def select_proposals(
     anchors: Sequence[Tensor],  # [A, 4] of each level, in pixels
     logits: list[Tensor],  # [B, A] of each level
-    codes: list[Tensor],  # [B, A, 4] of each level
+    deltas: list[Tensor],  # [B, A, 4] of each level
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     pre_nms: int = 2000,  # anchors of a level that enter suppression (RPN_PRE_NMS_TOP_N)
     post_nms: int = 1000,  # proposals of an image (RPN_POST_NMS_TOP_N)
     settings: ProposalSettings = ProposalSettings(),  # smallest side, and whose number it is
 ) -> list[Tensor]:  # for each image [P, 4] in pixels, best first
     "The proposals of each image; the host waits once, for their numbers"
-    boxes, scores, levels = _best_of_levels(anchors, logits, codes, pre_nms)
+    boxes, scores, levels = _best_of_levels(anchors, logits, deltas, pre_nms)
     boxes = torch.minimum(boxes.clamp(min=0), limits_of(sizes, boxes)[:, None])
     large = ((boxes[..., 2:] - boxes[..., :2]) >= settings.smallest).all(dim=-1)
     scores = scores.masked_fill(~large, -torch.inf)
@@ -320,16 +320,20 @@ class RPN(nn.Module):
         self,
         pyramid: list[Tensor],  # [B, C, H, W] for each level
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
-        targets: list[Target] | None = None,  # in training
+        targets: list[PreparedTarget] | None = None,  # in training
         generators: list[torch.Generator | None] | None = None,  # of the images, in training
     ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image in pixels; losses
         "Proposals, and the losses where targets are given"
-        anchors, (logits, codes) = self.anchors(pyramid), self.head(pyramid)
+        anchors, (logits, deltas) = self.anchors(pyramid), self.head(pyramid)
         chosen = self.settings.proposals
         numbers = self.pre_nms[not self.training], chosen.number[not self.training]
-        proposals = select_proposals(anchors, logits, codes, sizes, *numbers, chosen)
+        proposals = select_proposals(anchors, logits, deltas, sizes, *numbers, chosen)
         if targets is None or generators is None:
             return proposals, {}
-        everywhere = torch.cat(anchors), widened(torch.cat(logits, dim=1)), widened(torch.cat(codes, dim=1))
+        everywhere = (
+            torch.cat(anchors),
+            to_32_bits(torch.cat(logits, dim=1)),
+            to_32_bits(torch.cat(deltas, dim=1)),
+        )
         how = self.settings.losses
         return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, how)

@@ -10,6 +10,7 @@ __all__ = ['DETECTRON_PASSES', 'KEYPOINT_AREA', 'Pass', 'passes_at', 'Frame', 'a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from rethink_imagenet.data.transforms import (
     resized_size,
     sent,
 )
-from ..detection.box_head import Cut, Selection, as_rois, read_boxes
+from ..detection.box_head import Detections, Pool, Selection, as_rois, read_boxes
 from ..detection.detectors import Detector
 from ..detection.keypoint_head import read_keypoints
 from ..detection.suppression import best_first, suppress
@@ -94,7 +95,7 @@ def apply_pass(
 def vote(
     boxes: Tensor,  # [D, 4], left by suppression
     labels: Tensor,  # [D]
-    candidates: dict[str, Tensor],  # boxes [N, 4], labels [N], scores [N] that they were left of
+    candidates: Detections,  # boxes [N, 4], labels [N], scores [N] that they were left of
     overlap: float = 0.9,  # IoU from which on a candidate has a say (Detectron's BBOX_VOTE.VOTE_TH)
 ) -> Tensor:  # [D, 4]
     "Each box as the mean of the candidates of its class that overlap it, weighted by their scores"
@@ -105,19 +106,23 @@ def vote(
         return torch.where(total > 0, weights @ candidates["boxes"] / total.clamp(min=1e-12), boxes)
 
 
+def _columns(part: Detections) -> tuple[Tensor, Tensor, Tensor]:
+    return part["boxes"], part["labels"], part["scores"]
+
+
 def merge_boxes(
-    parts: Sequence[dict[str, Tensor]],  # boxes, labels, scores that each pass found, in one frame
+    parts: Sequence[Detections],  # boxes, labels, scores that each pass found, in one frame
     classes: int,  # foreground classes
     number: int = 100,  # to keep (Detectron's TEST.DETECTIONS_PER_IM)
-) -> dict[str, Tensor]:  # boxes [D, 4], labels [D], scores [D], best first
+) -> Detections:  # boxes [D, 4], labels [D], scores [D], best first
     "Union of passes, suppression at .5, voting at .9"
-    union = {key: torch.cat([part[key] for part in parts]) for key in ("boxes", "labels", "scores")}
-    boxes, scores, labels = union["boxes"][None], union["scores"][None], union["labels"]
-    kept = suppress(boxes, scores, labels, 0.5, classes + 1, len(labels))
-    (best,), (few,) = best_first(scores, kept, number)
-    found = {key: column[best[: int(few)]] for key, column in union.items()}
+    boxes, labels, scores = (torch.cat(column) for column in zip(*map(_columns, parts), strict=True))
+    kept = suppress(boxes[None], scores[None], labels, 0.5, classes + 1, len(labels))
+    (ranked,), (few,) = best_first(scores[None], kept, number)
+    best = ranked[: int(few)]
+    found: Detections = {"boxes": boxes[best], "labels": labels[best], "scores": scores[best]}
     if len(parts) > 1:
-        found["boxes"] = vote(found["boxes"], found["labels"], union)
+        found["boxes"] = vote(found["boxes"], found["labels"], {"boxes": boxes, "labels": labels, "scores": scores})
     return found
 
 # %% ../../nbs/52_augmented_testing.ipynb #b2a3b4ba
@@ -158,10 +163,10 @@ class AugmentedDetector(nn.Module):
         first = self.passes[0]
         return Frame(*resized_size(image.shape[1], image.shape[2], first.short, first.long))
 
-    def cut(
+    def first_stage(
         self,
         image: Tensor,  # [3, H, W] as a pass sees it
-    ) -> tuple[Cut, Tensor]:  # features of RoIs; the proposals as RoIs [R, 5]
+    ) -> tuple[Pool, Tensor]:  # features of RoIs; the proposals as RoIs [R, 5]
         "The first stage"
         pyramid, sizes = self.detector.features([image])
         return partial(self.detector.regions, pyramid), as_rois(self.detector.rpn(pyramid, sizes)[0])
@@ -171,32 +176,32 @@ class AugmentedDetector(nn.Module):
         image: Tensor,  # [3, H, W] of the file
         how: Pass,  # to look
         frame: Frame,  # to tell the boxes in
-    ) -> dict[str, Tensor]:  # boxes [N, 4], labels [N], scores [N]
+    ) -> Detections:  # boxes [N, 4], labels [N], scores [N]
         "What one pass finds, before suppression"
         seen, own = apply_pass(image, how)
         head, smallest = self.detector.box_head, self.config.conventions.smallest_detection
         sizes = [(own.height, own.width)]
-        found = head.predict(*self.cut(seen), sizes)
+        found = head.predict(*self.first_stage(seen), sizes)
         every = Selection(overlap=2.0, number=len(found[0]) * found[0].shape[1], smallest=smallest)
-        (kept,) = read_boxes(*found, sizes, every, head.code_weights)
+        (kept,) = read_boxes(*found, sizes, every, head.delta_weights)
         return kept | {"boxes": own.carry(kept["boxes"], frame)}
 
     def drawn(
         self,
         image: Tensor,  # [3, H, W] of the file
         how: Pass,  # to look
-        found: dict[str, Tensor],  # boxes [D, 4], labels [D]
+        found: Detections,  # boxes [D, 4], labels [D]
         frame: Frame,  # that the boxes are told in
     ) -> dict[str, Tensor]:  # masks [D, 28, 28] probabilities and maps [D, K, 56, 56], by what heads there are
         "What one pass sees in the final boxes"
         seen, own = apply_pass(image, how)
         pyramid, _ = self.detector.features([seen])
-        cut, rois, drawn = partial(self.detector.regions, pyramid), as_rois([frame.carry(found["boxes"], own)]), {}
+        pool, rois, drawn = partial(self.detector.regions, pyramid), as_rois([frame.carry(found["boxes"], own)]), {}
         if self.detector.mask_head is not None:
-            masks = self.detector.mask_head.predict(cut, rois, found["labels"])
+            masks = self.detector.mask_head.predict(pool, rois, found["labels"])
             drawn["masks"] = masks.flip(-1) if how.flipped else masks
         if self.detector.keypoint_head is not None:
-            maps = self.detector.keypoint_head.predict(cut, rois)
+            maps = self.detector.keypoint_head.predict(pool, rois)
             drawn["maps"] = maps[:, self.keypoint_order].flip(-1) if how.flipped else maps
         return drawn
 
@@ -204,12 +209,12 @@ class AugmentedDetector(nn.Module):
     def detect(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB, as large as its file
-    ) -> list[dict[str, Tensor]]:  # as from `Detector.detect`, in pixels of these images
+    ) -> list[Detections]:  # as from `Detector.detect`, in pixels of these images
         "Detections of all passes together"
         with self.detector.autocast():
             return [self._detect(image) for image in images]
 
-    def _detect(self, image: Tensor) -> dict[str, Tensor]:
+    def _detect(self, image: Tensor) -> Detections:
         file, frame = Frame(image.shape[1], image.shape[2]), self.frame(image)
         found = merge_boxes([self.candidates(image, how, frame) for how in self.passes], self.config.num_classes)
         on_file = frame.carry(found["boxes"], file)
@@ -226,7 +231,7 @@ class AugmentedDetector(nn.Module):
         if "maps" in means:
             points, found["keypoint_scores"] = read_keypoints(means.pop("maps"), found["boxes"])
             found["keypoints"] = points * sent([file.width / frame.width, file.height / frame.height, 1], points)
-        return found | means | {"boxes": on_file}
+        return cast(Detections, {**found, **means, "boxes": on_file})
 
 # %% ../../nbs/52_augmented_testing.ipynb #03c3e0ec
 class WholeSamples(EvaluationSamples):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATISTICS', 'ELEVEN_RECALLS', 'coco_results', 'Detects', 'predict', 'keypoint_sigmas', 'evaluate_coco', 'match_coco',
-           'VOCMatches', 'match_voc', 'evaluate_voc', 'evaluate', 'write_submission']
+           'VOCMatches', 'match_voc', 'evaluate_voc', 'Figures', 'evaluate', 'check_method', 'write_submission']
 
 # %% ../../nbs/51_average_precision.ipynb #25cfdb04
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ..data.coco import read_json
 from ..data.datasets import Dataset
 from ..data.loading import EvaluationSamples, evaluation_batches
 from ..data.transforms import Target
+from ..detection.box_head import Detections
 from ..detection.detectors import DetectorConfig
 from ..detection.mask_head import PASTING, encode_mask
 from ..errors import InputError
@@ -37,7 +38,7 @@ from .records import FIELDS, KINDS, number_of_keypoints, read_results, read_trut
 
 # %% ../../nbs/51_average_precision.ipynb #252bee47
 def coco_results(
-    detections: dict[str, Tensor],  # of one image: boxes [D, 4] in its pixels, labels, scores, perhaps masks, keypoints
+    detections: Detections,  # of one image: boxes [D, 4] in its pixels, labels, scores, perhaps masks, keypoints
     target: Target,  # of the image: image_id, size of the file
     shape: tuple[int, int],  # height and width of the image that the detector saw
     category_ids: Sequence[int],  # of label 1, 2, ...
@@ -46,22 +47,22 @@ def coco_results(
     "Detections in one image, in pixels of the file; masks are [D, 28, 28], keypoints [D, K, 3] in pixels, v last"
     height, width = target["size"]
     scale = torch.tensor([width / shape[1], height / shape[0]] * 2)
-    detections = {key: value.cpu() for key, value in detections.items()}  # the host waits once for each
-    boxes = detections["boxes"].float() * scale
+    found = {key: cast(Tensor, value).cpu() for key, value in detections.items()}  # the host waits once for each
+    boxes = found["boxes"].float() * scale
     corner_size = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     results = []
-    for i, (box, label, score) in enumerate(zip(corner_size, detections["labels"], detections["scores"], strict=True)):
+    for i, (box, label, score) in enumerate(zip(corner_size, found["labels"], found["scores"], strict=True)):
         result = {
             "image_id": target["image_id"],
             "category_id": category_ids[int(label) - 1],
             "bbox": box.tolist(),
             "score": score.item(),
         }
-        if "masks" in detections:
-            mask = PASTING[pasting](detections["masks"][i].float(), boxes[i], height, width)
+        if "masks" in found:
+            mask = PASTING[pasting](found["masks"][i].float(), boxes[i], height, width)
             result["segmentation"] = encode_mask(mask > 0.5)
-        if "keypoints" in detections:
-            points = detections["keypoints"][i].float() * torch.cat([scale[:2], torch.ones(1)])
+        if "keypoints" in found:
+            points = found["keypoints"][i].float() * torch.cat([scale[:2], torch.ones(1)])
             result["keypoints"] = points.flatten().tolist()
         results.append(result)
     return results
@@ -75,7 +76,7 @@ class Detects(Protocol):
     def detect(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[Detections]:
         "Detections in pixels of these images"
         ...
 
@@ -338,20 +339,37 @@ def evaluate_voc(
     return {"map": sum(known) / len(known) if known else None, "by_class": by_class}
 
 # %% ../../nbs/51_average_precision.ipynb #97f4f6c2
+class Figures(TypedDict, total=False):
+    "What a detector reaches, in percent; None where there is nothing to find"
+
+    box: dict[str, float | None]  # of `STATISTICS`: ap, ap50, ap75, ...
+    mask: dict[str, float | None]
+    keypoint: dict[str, float | None]
+    voc: dict[str, Any]  # map; by_class: name -> AP
+
+
 def evaluate(
     dataset: Dataset,  # evaluated on
     detections: list[dict[str, Any]],  # in COCO's results format
     masks: bool,  # whether masks were detected
     keypoints: bool = False,  # whether keypoints were detected
-) -> dict[str, Any]:  # box, and mask and keypoint if detected: COCO's figures; voc: VOC's, for data read as VOC
+) -> Figures:  # box, and mask and keypoint if detected; voc for data read as VOC
     "All figures of a data set's kind, in percent"
     kinds = ["box"] + ["mask"] * masks + ["keypoint"] * keypoints
-    figures: dict[str, Any] = evaluate_coco(dataset.ground_truth, detections, kinds, dataset.image_ids.tolist())
+    figures = cast(Figures, evaluate_coco(dataset.ground_truth, detections, kinds, dataset.image_ids.tolist()))
     if isinstance(dataset.ground_truth, dict) and any("difficult" in a for a in dataset.ground_truth["annotations"]):
         figures["voc"] = evaluate_voc(dataset.ground_truth, detections)
     return figures
 
 # %% ../../nbs/51_average_precision.ipynb #5d1f6a31
+def check_method(
+    algorithm: str,  # name of the method
+) -> None:
+    "Raises InputError if a name is not of letters, digits, - and ."
+    if not re.fullmatch(r"[\w.-]+", algorithm):
+        raise InputError(f'"{algorithm}": the name of a method takes letters, digits, - and .')
+
+
 def write_submission(
     dataset: Dataset,  # predicted on, such as from `read_image_info`
     detections: list[dict[str, Any]],  # in COCO's results format
@@ -360,8 +378,9 @@ def write_submission(
     folder: str | Path,  # to write into
 ) -> Path:  # FOLDER/detections_TESTSET_ALGORITHM_results.zip, for keypoints person_keypoints_...
     "The zip that COCO's evaluation server takes. Raises InputError, also where the zip exists"
-    if not re.fullmatch(r"[\w.-]+", algorithm) or kind not in KINDS:
-        raise InputError(f'"{algorithm}", "{kind}": a name of letters, digits, - and . and one of {", ".join(KINDS)}')
+    check_method(algorithm)
+    if kind not in KINDS:
+        raise InputError(f'"{kind}" is no kind of detection; there are {", ".join(KINDS)}')
     content = dataset.ground_truth if isinstance(dataset.ground_truth, dict) else read_json(dataset.ground_truth)
     images = {image["id"]: image for image in content["images"]}
     found = read_results(detections, content, [kind])

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from ..data.splits import nested_subset, select
 from ..data.voc import read_voc
 from ..detection.detectors import SMALL, VGG16, DetectorConfig
 from ..errors import InputError, nearest
+from ..evaluation.average_precision import Figures
 from .plans import Plan
-from .pretraining import pixel_statistics
+from .pretraining import IMAGENET_EPOCHS, IMAGENET_IMAGES, IMAGENET_PIXELS, pixel_statistics
 
 # %% ../../nbs/66_recipes.ipynb #a1700007
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Recipe:
     arm: str  # "scratch" or "pretrained"
     data: str  # of `DATA_SETS`
     base: Plan  # for COCO's classes, with one schedule
-    paper: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)  # such as box: ap, ap50, ap75
+    paper: Figures = field(default_factory=Figures, hash=False)  # such as box: ap, ap50, ap75
     remarks: tuple[str, ...] = ()  # on this recipe only
     images: int = 0  # to train on at most; 0 for all
     evaluated: int = 0  # images to evaluate on at most; 0 for all
@@ -146,7 +147,7 @@ OPEN: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     (lambda r: r.base.short[0] < r.base.short[1],
      "The shorter side is any whole number of the range; Detectron draws from a list."),
     (lambda r: r.base.cascade_last > 0,
-     "At the switch stages 2 and 3 begin as copies of the box head, their box codes as the mean over the classes; "
+     "At the switch stages 2 and 3 begin as copies of the box head, their box deltas as the mean over the classes; "
      "what is copied keeps its momentum, there is no second warm-up."),
     (lambda r: r.base.detector.cascade and not r.base.cascade_last, "The cascade is there from the first iteration."),
     (lambda r: r.base.augmented,
@@ -189,14 +190,15 @@ _BEST = {
 }
 
 
-def _figures(**kinds: tuple[float, ...]) -> dict[str, dict[str, float]]:
+def _figures(**kinds: tuple[float, ...]) -> Figures:
     "AP, AP50 and AP75 of each kind, as far as they are given"
-    return {kind: dict(zip(("ap", "ap50", "ap75"), values, strict=False)) for kind, values in kinds.items()}
+    named = {kind: dict(zip(("ap", "ap50", "ap75"), values, strict=False)) for kind, values in kinds.items()}
+    return cast(Figures, named)
 
 
 def _recipe(
     source: str, system: str, arm: str, n: float, plan: Plan, data: str = "coco",
-    paper: dict[str, dict[str, float]] | None = None, remarks: tuple[str, ...] = (),
+    paper: Figures | None = None, remarks: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
     "A recipe, named after its group and its system (such as table1/r50-gn), its arm and its length"
     name = f"{system}-{arm}-{n:g}x"
@@ -409,8 +411,7 @@ def cost(
     return Cost(recipe.iterations, epochs, images, round(images * data.instances), round(pixels), hours)
 
 # %% ../../nbs/66_recipes.ipynb #a1700022
-_IMAGENET = 1_281_167 * 100  # images of all epochs
-PRETRAINING = Cost(0, 100.0, _IMAGENET, _IMAGENET, _IMAGENET * 224**2)
+PRETRAINING = Cost(0, IMAGENET_EPOCHS, IMAGENET_IMAGES, IMAGENET_IMAGES, IMAGENET_PIXELS)
 FIGURE2 = {
     "ImageNet pre-training + COCO fine-tuning, 2x": PRETRAINING + cost(RECIPES["table1/r50-gn-pretrained-2x"]),
     "COCO from random initialization, 6x": cost(RECIPES["table1/r50-gn-scratch-6x"]),

@@ -15,9 +15,9 @@ from typing import Any
 
 from ..errors import InputError, nearest
 from .plans import Experiment, Plan
-from .studies import run_schedule
+from .studies import Arm, Study, run_study
 from ..training.checkpoints import write_atomically
-from ..training.processes import fail_together, is_first, say
+from ..training.processes import fail_together, is_first
 
 # %% ../../nbs/65_tuning.ipynb #e3d9b83f
 Value = float | tuple[int, int]
@@ -64,22 +64,22 @@ def tune(
     grid: Mapping[str, Sequence[Value]],  # values of the fields of its plan to try
 ) -> tuple[Plan, dict[str, Any]]:  # the plan with the values that won, and the record
     "Grid search on the pre-trained arm; what is finished is not done again. Raises InputError or a RunStopped"
-    plan, folder, tried = experiment.plan, experiment.folder / "tuning", []
-    length = max(plan.schedules)
+    plan, folder, length = experiment.plan, experiment.folder / "tuning", max(experiment.plan.schedules)
     combinations: list[dict[str, Any]] = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
-    for number, values in enumerate(combinations, 1):
-        name = ",".join(f"{key}={_spelled(value)}" for key, value in values.items())
-        say(f"{number} of {len(combinations)}: {name}")
-        one = replace(experiment, plan=replace(plan, schedules=(length,), **values), folder=folder)
-        run = run_schedule(one, length, name)
-        tried.append({"values": {key: _spelled(value) for key, value in values.items()}, "box": run["box"]["ap"]})
-    best = max(range(len(tried)), key=lambda i: tried[i]["box"] or 0.0)
+    arms = []
+    for values in combinations:
+        own = replace(experiment, plan=replace(plan, schedules=(length,), **values), folder=folder)
+        arms.append(Arm(",".join(f"{key}={_spelled(value)}" for key, value in values.items()), own))
+    reached = [run["box"]["ap"] or 0.0 for run in run_study(Study(tuple(arms), ()))]
+    best = reached.index(max(reached))
     edges = [
         key for key, values in grid.items() if len(values) > 2 and combinations[best][key] in (values[0], values[-1])
     ]
-    record = {"tried": tried, "chosen": tried[best]["values"], "at_the_edge": edges}
+    settings = [{key: _spelled(value) for key, value in each.items()} for each in combinations]
+    tried = [{"values": each, "box": ap} for each, ap in zip(settings, reached, strict=True)]
+    record = {"tried": tried, "chosen": settings[best], "at_the_edge": edges}
     with fail_together():
         if is_first():
             text = json.dumps(record, indent=1)

@@ -26,10 +26,14 @@ from ..errors import InputError, check_choices, nearest
 class DataOptions:
     "Which data"
 
-    data: str = ""  # folder in COCO's layout or VOC devkit; without, the embedded scenes
-    train: str = ""  # json or VOC list to train on, where the layout differs
-    val: str = ""  # json or VOC list to evaluate on, where the layout differs
-    images: str = ""  # folder of the images of a json, where the layout differs
+    data: str = ""  # folder of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; without, the embedded scenes
+    train: str = ""  # json, VOC list or folder of XML to train on, where the layout differs
+    val: str = ""  # json, VOC list or folder of XML to evaluate on, where the layout differs
+    images: str = ""  # folder of the images of both jsons, where the layout differs
+    train_images: str = ""  # folder of the images to train on; goes before --images
+    val_images: str = ""  # folder of the images to evaluate on; goes before --images
+    split: float = 0.0  # without images to evaluate on, hold back this share of one file, such as 0.2
+    boxes_only: bool = False  # leave masks aside, such as where only some objects have them
     subset: int = 0  # train on so many images only; smaller subsets lie within larger ones
     strict: bool = False  # refuse data with boxes without area or images without objects
 
@@ -228,9 +232,10 @@ class Eval:
     detections: str = ""  # json in COCO's results format
     kinds: str = "box"  # of existing detections: box, mask, keypoint, with commas between
     voc: bool = False  # VOC's mean average precision as well, by both of its rules
-    data: str = ""  # for a model: folder in COCO's layout or VOC devkit, of which val is taken
-    val: str = ""  # for a model: json or VOC list; a json of images alone is predicted on only
+    data: str = ""  # for a model: folder as for training, of which val is taken
+    val: str = ""  # for a model: json, VOC list or folder of XML; a json of images alone is predicted on only
     images: str = ""  # folder of the images of a json, where the layout differs
+    split: float = 0.0  # of one file, the share of images that training held back
     augmented: bool = False  # look at each image in 18 passes (scales and flips) around the run's own scale
     submission: str = ""  # name of the method: write the zips that COCO's evaluation server takes
     out: str = "runs/eval"  # new folder for what a model detects
@@ -264,13 +269,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Data:
-    """Check a data set and count it, or draw the embedded ones.
+    """Look at a data set before it is trained on, or draw the embedded ones.
 
     rethink_data --data mydata
+        counts, tables, and what is odd; status 2 if a training or an evaluation would refuse the data
+    rethink_data --data mydata --decode --html data.html
+        all pixels are decoded, not only headers; a page with pictures, in one file
     rethink_data --scenes scenes --crops crops
     """
 
     source: DataOptions = DataOptions()
+    model: Literal["demo", "small", "paper"] = "paper"  # whose size of images tells how small the objects are
+    decode: bool = False  # decode all pixels, which finds files that are cut off
+    html: str = ""  # file to write a page with pictures into
     scenes: str = ""  # draw the embedded scenes into this new folder
     crops: str = ""  # draw the embedded crops into this new folder
 

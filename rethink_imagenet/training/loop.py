@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset as TorchDataset
 
 from ..data.loading import Batch, training_batches
-from ..data.transforms import RawImage, Target
-from ..errors import InputError
+from ..data.transforms import RawImage
+from ..errors import InputError, fits
 from ..networks.normalization import use_pytorchs_sync_batch_norm
 from ..randomness import Draws, share
 from rethink_imagenet.training.checkpoints import (
     check_environment,
+    check_fit,
     check_settings,
     checkpoints_of,
     environment,
@@ -128,7 +129,7 @@ def number_of_parts(
 def backward(
     model: nn.Module,  # in training mode; with several processes wrapped in DistributedDataParallel
     images: Sequence[Tensor | RawImage],  # of this process, each [3, H, W], float in 0..1 once it is sent
-    targets: Sequence[Target],  # of each image, as the model takes them
+    targets: Sequence[Any],  # of each image, as the model takes them
     batch: int,  # images of all processes together
     at_once: int = 0,  # images to look at together; 0 for all
     draws: Draws | None = None,  # for a model that takes any
@@ -189,6 +190,20 @@ class RunSettings:
         return self.due(done, self.log_every) or self.saves(done)
 
 # %% ../../nbs/44_loop.ipynb #7caecdd4
+def _momentum(optimizer: dict[str, Any]) -> dict[str, Any]:
+    "The momentum in the state of an optimizer, by the number of the parameter"
+    state: Any = optimizer.get("state")
+    if not fits(state, dict[int, dict[str, Any]]):
+        return {}
+    return {f"momentum {i}": buffers.get("momentum_buffer") for i, buffers in state.items()}
+
+
+def _momentum_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
+    "The shape of the momentum of each parameter"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {f"momentum {i}": parameter.shape for i, parameter in enumerate(parameters)}
+
+
 class Diverged(RunStopped):
     "A loss or a weight was not finite; the message names the iteration, the losses and the images"
 
@@ -220,6 +235,7 @@ class RunState:
     ) -> None:
         "Go on from a checkpoint. Raises InputError if it is of another model"
         load_state(self.model, content["model"], source)
+        check_fit(_momentum(content["optimizer"]), _momentum_shapes(self.optimizer), source)
         momentum = content["optimizer"] | {"param_groups": self.optimizer.state_dict()["param_groups"]}
         self.optimizer.load_state_dict(momentum)  # rates and decays are the plan's
         self.iteration, self.seconds = content["iteration"], content["seconds"]
@@ -364,7 +380,7 @@ def _told(run: Run) -> str:
     return f"{loss}{run.settings.batch * run.state.iteration / run.state.seconds:.1f} images/s"
 
 
-def _evaluate(run: Run, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
+def _evaluate(run: Run, evaluate: Callable[[nn.Module], Mapping[str, Any]]) -> None:
     "The line of an evaluation, unless the log has it already"
     done = run.state.iteration
     if not any(line["iteration"] == done and "evaluation" in line for line in run.log.lines):
@@ -380,7 +396,7 @@ def train(
     samples: TorchDataset,  # image and target of sample 0, 1, ...
     settings: RunSettings,  # schedule, batch, and what happens when
     folder: Path,  # of the run: log.jsonl and checkpoints/
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,  # its figures go into the log
+    evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,  # its figures go into the log
     about: dict[str, Any] | None = None,  # what the run is; a checkpoint of another is refused
     workers: int = 2,  # processes that decode and augment
     accept: Sequence[str] = (),  # keys of `about` that may have changed since the checkpoint
