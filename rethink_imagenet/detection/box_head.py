@@ -15,7 +15,6 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
 from ..data.transforms import sent
 from rethink_imagenet.detection.boxes import (
@@ -27,7 +26,7 @@ from rethink_imagenet.detection.boxes import (
     encode,
     in_32_bits,
     limits_of,
-    match,
+    match_boxes,
     mean_weights,
     positions,
     random_ranks,
@@ -47,12 +46,12 @@ def match_proposals(
 ) -> tuple[Tensor, Tensor]:  # labels [P], 0 for background; the single object [P] that each overlaps most
     "What each proposal shows"
     boxes, labels = target["boxes"], target["labels"]
-    kind, objects, _ = match(box_iou(boxes, proposals), overlap, overlap)
+    kind, objects, _ = match_boxes(boxes, proposals, (overlap, overlap))
     which = objects
     if crowd_class and len(boxes) and len(target.get("crowd_boxes", ())):
         boxes = torch.cat([boxes, target["crowd_boxes"]])
         labels = torch.cat([labels, target["crowd_labels"]])
-        kind, which, _ = match(box_iou(boxes, proposals), overlap, overlap)
+        kind, which, _ = match_boxes(boxes, proposals, (overlap, overlap))
     return labels[which].where(kind == 1, 0) if len(labels) else torch.zeros_like(kind), objects
 
 # %% ../../nbs/34_box_head.ipynb #9f1daaf9

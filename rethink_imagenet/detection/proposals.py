@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
 from rethink_imagenet.detection.boxes import (
     RPN_WEIGHTS,
@@ -27,7 +26,7 @@ from rethink_imagenet.detection.boxes import (
     decode,
     encode,
     limits_of,
-    match,
+    match_boxes,
     mean_weights,
     positions,
     random_ranks,
@@ -134,8 +133,7 @@ def label_anchors(
     height, width = size
     x1, y1, x2, y2 = anchors.unbind(1)
     inside = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height) | settings.straddling
-    overlaps = box_iou(objects, anchors).masked_fill(~inside, -1)
-    kind, which, overlap = match(overlaps, 0.7, 0.3, best_too=True)
+    kind, which, overlap = match_boxes(objects, anchors, (0.7, 0.3), best_too=True, allowed=inside)
     kind = kind.masked_fill(~inside, -1)
     background = inside & (overlap < 0.3) if settings.repeated_background else kind == 0
     return kind, background, which
