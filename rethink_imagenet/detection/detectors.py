@@ -7,6 +7,8 @@ __all__ = ['Precision', 'SMALL', 'DEMO', 'VGG16', 'DetectorConfig', 'has_bfloat1
            'faster_rcnn', 'keypoint_rcnn', 'cascade_mask_rcnn', 'vgg16_faster_rcnn', 'check_from_scratch']
 
 # %% ../../nbs/39_detectors.ipynb #30f33fec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -297,12 +299,76 @@ def vgg16_faster_rcnn(
     return build(replace(VGG16, num_classes=num_classes, **fields))
 
 # %% ../../nbs/39_detectors.ipynb #2774ec7e
+_TRIAL = (96, 128), (128, 96)  # height and width in pixels of the images of the trial step
+_STILL = "frozen_bn, requires_grad=False, a detached layer or BN in evaluation mode"
+
+
+def _named(names: list[str]) -> str:
+    "The first three names, and how many more there are"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _trial_targets(config: DetectorConfig, device: torch.device) -> list[Target]:
+    "An object in each image of the trial step, with a mask and keypoints where the detector learns them"
+    targets: list[Target] = []
+    for height, width in _TRIAL:
+        target: Target = {"boxes": torch.tensor([[10.0, 10.0, 70.0, 80.0]]), "labels": torch.ones(1, dtype=torch.int64)}
+        if config.masks:
+            target["masks"] = torch.zeros(1, height, width)
+            target["masks"][:, 20:60, 20:60] = 1
+        if config.keypoints:
+            target["keypoints"] = torch.tensor([40.0, 40.0, 2.0]).expand(1, config.keypoints, 3)
+        targets.append({key: value.to(device) for key, value in target.items()})
+    return targets
+
+
+@contextmanager
+def _nothing_remains(model: Detector) -> Iterator[None]:
+    "A block after which settings, statistics, gradients and random numbers are what they were"
+    config, training = model.config, model.training
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        device = next(model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.config = replace(config, box_number=8, precision="fp32")
+            yield
+    finally:
+        model.config = config
+        model.train(training)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _standing_still(model: Detector) -> list[str]:
+    "What a step of the trial kind does not move: parameters without gradient, statistics of BN"
+    device = next(model.parameters()).device
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("running_mean")}
+    for parameter in model.parameters():
+        parameter.grad = None
+    images = [torch.rand(3, *size, generator=generator_of(i)).to(device) for i, size in enumerate(_TRIAL)]
+    losses = model.losses(images, _trial_targets(model.config, device), Draws((0, 1)))
+    torch.stack(list(losses.values())).sum().backward()
+    after = dict(model.named_buffers())
+    still = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    return still + [name for name, buffer in before.items() if torch.equal(buffer, after[name])]
+
+
 def check_from_scratch(
     model: nn.Module,  # about to be trained from random weights
 ) -> None:
-    "Raises InputError that names the layers which would stay random: frozen parameters, frozen normalizations"
+    "Raises InputError that names the layers which would stay random: frozen parameters and norms, detached layers"
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     frozen += [name for name, module in model.named_modules() if isinstance(module, FrozenBatchNorm2d)]
+    if model.training:
+        norms = nn.modules.batchnorm._BatchNorm
+        frozen += [name for name, module in model.named_modules() if isinstance(module, norms) and not module.training]
+    if not frozen and isinstance(model, Detector):
+        with _nothing_remains(model):
+            frozen = _standing_still(model)
     if frozen:
-        more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
-        raise InputError(f"from scratch nothing may be frozen, but these are: {', '.join(frozen[:3])}{more}")
+        raise InputError(f"from scratch nothing may be frozen ({_STILL}), but these are: {_named(frozen)}")
