@@ -26,8 +26,17 @@ from rethink_imagenet.evaluation.resampling import (
     draw_images,
     paired_bootstrap,
     resampled_ap,
+    resampled_runs,
     verdict,
     voc_records,
+)
+from rethink_imagenet.evaluation.seeds import (
+    Chance,
+    Conditions,
+    half_width,
+    rates_of,
+    simulate,
+    t_quantile,
 )
 
 Sample = Callable[[str], Path]
@@ -267,7 +276,7 @@ def test_resamples_are_what_pycocotools_gives_on_copied_images(kind: str, decima
     assert decimals > 1 or len(scored) < len(found)
     sizes = [size for size in SIZES if (kind, size) != ("keypoint", "small")]
     records = coco_records(content, found, kind, sizes=sizes)
-    counts = np.stack([np.ones(10, np.int32), *(draw_images(10, 3, b)[0] for b in range(11))])
+    counts = np.stack([np.ones(10, np.int32), *(draw_images(10, 3, b) for b in range(11))])
     figures = ["ap", "ap50", "ap75", *(f"ap_{size}" for size in sizes[1:])]
     ours = np.stack([resampled_ap(records, counts, figure) for figure in figures])
     for b, drawn in enumerate(counts):
@@ -283,7 +292,7 @@ def test_resamples_are_what_voc_gives_on_copied_images(eleven_points: bool) -> N
         record["difficult"] = 1
     records = voc_records(content, found, eleven_points)
     for b in range(8):
-        drawn = draw_images(10, 1, b)[0]
+        drawn = draw_images(10, 1, b)
         expected = evaluate_voc(*copied(content, found, drawn), eleven_points)["map"]
         assert resampled_ap(records, drawn[None], "map")[0] == pytest.approx(expected, abs=1e-10, rel=0)
 
@@ -305,7 +314,7 @@ def test_interval_by_brute_force() -> None:
     found = paired_bootstrap([records[0]], [records[1]], resamples=40, seed=2)
     differences = []
     for b in range(40):
-        drawn = draw_images(12, 2, b)[0]
+        drawn = draw_images(12, 2, b)
         first, second = (by_hand(*copied(content, arm, drawn), "box")[0] for arm in arms)
         differences.append(first - second)
     assert found.interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-10)
@@ -313,22 +322,60 @@ def test_interval_by_brute_force() -> None:
     assert (found.images, found.runs, found.kind) == (12, (1, 1), "box")
 
 
-def test_several_runs_widen_the_interval() -> None:
-    """With runs drawn as well, the variance of the difference grows by that of the mean of the drawn runs."""
-    content = made_up(8, images=30)
-    runs = [coco_records(content, guesses(content, seed)) for seed in range(6)]
-    narrow = paired_bootstrap(runs[:1], runs[3:4], resamples=200)
-    wide = paired_bootstrap(runs[:3], runs[3:], resamples=200)
-    assert wide.runs == (3, 3) and narrow.runs == (1, 1)
-    single = [resampled_ap(run, np.ones((1, 30), np.int32))[0] for run in runs]
-    assert wide.difference == pytest.approx(np.mean(single[:3]) - np.mean(single[3:]))
-    draws = [draw_images(30, 0, b, (3, 3)) for b in range(200)]
-    assert np.array_equal(draws[5][0], draw_images(30, 0, 5)[0]), "images do not depend on the number of runs"
-    expected = []
-    for counts, (first, second) in draws:
-        ap = np.array([resampled_ap(run, counts[None])[0] for run in runs])
-        expected.append((ap[:3] * first).sum() / 3 - (ap[3:] * second).sum() / 3)
-    assert wide.interval == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])))
+def test_several_runs_make_the_interval_of_images_and_training() -> None:
+    """By hand from pycocotools' figures of each run on 40 data sets with copied images."""
+    content = made_up(8, images=12)
+    found = [guesses(content, seed) for seed in range(4)]
+    runs = [coco_records(content, one) for one in found]
+    both = paired_bootstrap(runs[:2], runs[2:], resamples=40, seed=3)
+    single = np.array([by_hand(content, one, "box")[0] for one in found], float)
+    drawn = [draw_images(12, 3, b) for b in range(40)]
+    resampled = np.array(
+        [[by_hand(*copied(content, one, counts), "box")[0] for counts in drawn] for one in found], float
+    )
+    half = half_width(Chance(single[:2], single[2:], np.cov(np.array(resampled, float))))
+    difference = single[:2].mean() - single[2:].mean()
+    assert both.runs == (2, 2) and both.difference == pytest.approx(difference)
+    assert both.interval == pytest.approx((difference - half, difference + half), abs=1e-9)
+
+
+def test_one_run_of_an_arm_covers_images_alone() -> None:
+    content = made_up(8, images=12)
+    runs = [coco_records(content, guesses(content, seed)) for seed in range(3)]
+    found = paired_bootstrap(runs[:2], runs[2:], resamples=50)
+    ap = resampled_runs(runs, resamples=50)
+    differences = ap[:2, 1:].mean(axis=0) - ap[2, 1:]
+    assert found.runs == (2, 1)
+    assert found.interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-9)
+
+
+@pytest.mark.parametrize("conditions", [Conditions(2, 300, 4.0, 0.9, 0.5), Conditions(4, 150, 0.5, 0.7, 0.7, 0.3)])
+def test_the_interval_holds_in_conditions_that_the_table_lacks(conditions: Conditions) -> None:
+    found = rates_of(simulate(conditions, 1500, seed=9))
+    assert 0.93 <= found.coverage <= 0.985 and found.missed <= 0.035
+
+
+def test_an_arm_that_varies_more_than_the_other() -> None:
+    """Seeds move one arm four times as much as the other, with 3 and 2 runs."""
+    drawn = simulate(Conditions(3, 200, 0.0), 1500, seed=4)
+    scale = np.sqrt(drawn.images.mean())
+    rng = np.random.default_rng(0)
+    first, second = (
+        drawn.first + scale * rng.normal(0, 2, (1500, 3)),
+        drawn.second + scale * rng.normal(0, 0.5, (1500, 3)),
+    )
+    for runs in (3, 2):
+        kept = [0, 1, 2, *range(3, 3 + runs)]
+        chance = Chance(first, second[:, :runs], drawn.covariance[:, kept][:, :, kept])
+        assert 0.925 <= rates_of(chance).coverage <= 0.985
+
+
+@pytest.mark.parametrize(("level", "freedom", "expected"), [
+    (0.9, 1, 6.3138), (0.95, 1.5, 6.01666), (0.95, 3, 3.1824), (0.98, 2, 6.9646), (0.95, 30, 2.0423),
+    (0.99875, 4, 8.1216), (0.996875, 1.2, 87.649),
+])  # fmt: skip
+def test_quantiles_of_t(level: float, freedom: float, expected: float) -> None:
+    assert t_quantile(level, freedom) == pytest.approx(expected, rel=5e-4)
 
 
 def test_coverage_of_the_interval() -> None:
