@@ -43,7 +43,8 @@ from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import pixel_statistics
-from rethink_imagenet.study.report import text_table, write_report
+from rethink_imagenet.study.recipes import aligned
+from rethink_imagenet.study.report import table_rows, write_report
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools.pictures import write_pictures
 from rethink_imagenet.training.checkpoints import save_checkpoint
@@ -214,7 +215,7 @@ class Bench:
         """Continue a run to its results, if it has none, and print them."""
         plan = Plan(self.config, (2,), unit=2, rate=0.01, batch=2, short=(64, 64), long=64, evaluations=1)
         experiment = Experiment(plan, *self.sets, here, execution=Execution(workers=0))
-        print(text_table({"runs": [run_schedule(experiment, 2, "run")]}))
+        print(aligned(table_rows([run_schedule(experiment, 2, "run")])))
 
     def study(self, here: Path, rng: random.Random) -> None:
         """The results of a comparison, through its report."""

@@ -265,8 +265,13 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     (tmp_path / "text").write_text("[]")
     assert "text: not COCO's format" in fails("rethink_eval", "--annotations", "text", "--detections", "text")
     assert not (tmp_path / "runs").exists()
-    (scenes / "train" / "000003.png").write_bytes(b"no image")
+    picture = scenes / "train" / "000003.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"no image")
     train = ["--data", scenes, "--model", "small", "--short", 96, "--unit", 9, "--batch", 4, "--out", "out"]
+    assert "000003.png: cannot be read as an image" in fails("rethink_train", *train)
+    assert not (tmp_path / "out").exists()
+    picture.write_bytes(whole[:-2000])  # its header is sound, so that only training finds it out
     assert "000003.png: cannot be read as an image" in fails("rethink_train", *train)
     shutil.copy(scenes / "train" / "000004.png", tmp_path / "out" / "precious")
     assert "is not empty" in fails("rethink_train", *train)

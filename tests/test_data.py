@@ -22,6 +22,7 @@ from rethink_imagenet.data.splits import hold_back, original_name, read_splits, 
 from rethink_imagenet.data.transforms import flip, read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.errors import InputError
+from rethink_imagenet.evaluation.average_precision import evaluate
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import ClassificationSamples
 from rethink_imagenet.study.studies import run_schedule
@@ -121,7 +122,8 @@ def test_sizes_as_stored_are_counted_and_explained(tmp_path: Path, capsys: pytes
     ):
         load_image(train, 0)
     status, out, err = told(capsys, cli.rethink_data, data=root, html=tmp_path / "data.html")
-    assert status == 2 and "refused: 3" in out and out.count("orientation 6 turns it") == 3
+    assert status == 2 and "refused: 3" in out and out.count("orientation 6 turns it") == 1
+    assert "- 3 images do not have the size that is annotated because they are turned" in out
     assert "images are turned as their EXIF orientation says (3 with 6)" in out and "2 with 6" in out
     assert err.count("\n") == 1 and "would refuse these data: 3" in err
     page = (tmp_path / "data.html").read_text()
@@ -495,6 +497,24 @@ def test_what_an_evaluation_would_refuse_is_refused_before(tmp_path: Path, capsy
     write(path, content)
     status, out, _ = told(capsys, cli.rethink_data, data=root)
     assert status == 2 and "its ignore is neither 0 nor 1" in out
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore", "difficult"])
+def test_the_same_objects_count_in_training_and_evaluation(tmp_path: Path, key: str) -> None:
+    """What training leaves aside costs nothing where it is not found; ids count from 0, one box has no area."""
+    save(tmp_path / "images/0.jpg")
+    content = tables(["0.jpg"], [BOX, [25, 10, 9, 9], [3, 3, 0, 5]])
+    for table in ("images", "annotations"):
+        for number, record in enumerate(content[table]):
+            record["id"] = number
+    for record in content["annotations"]:
+        record["image_id"] = 0
+    content["annotations"][1][key] = 1
+    dataset = read_coco(write(tmp_path / "all.json", content))
+    (kept,) = dataset.boxes[dataset.usable].tolist()
+    found = [{"image_id": 0, "category_id": 1, "bbox": [kept[0], kept[1], kept[2] - kept[0], kept[3] - kept[1]],
+              "score": 1.0}]  # fmt: skip
+    assert evaluate(dataset, found, masks=False)["box"]["ap"] == pytest.approx(100)
 
 
 def test_the_table_marks_empty_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def test_submission(root: Path, tmp_path: Path) -> None:
             write_submission(listed, [found[0], found[1] | change], "box", "other", tmp_path)
     with pytest.raises(InputError, match="detection 0: needs the fields"):
         write_submission(listed, found, "mask", "other", tmp_path)
-    with pytest.raises(InputError, match="a name of letters"):
+    with pytest.raises(InputError, match="takes letters, digits"):
         write_submission(listed, found, "box", "a/b", tmp_path)
     with pytest.raises(InputError, match="exists already"):
         write_submission(listed, found, "box", "scratch-6x", path.parent)

@@ -127,7 +127,7 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
 def _filled_in(record: dict[str, Any], kinds: Sequence[str], points: int, name: str) -> dict[str, Any]:
     "A copy of an annotation with the fields that follow from others. Raises InputError if a kind's are not right"
     filled = {"area": record["bbox"][2] * record["bbox"][3], **record}
-    filled["iscrowd"] = int(bool(record.get("iscrowd") or record.get("ignore")))
+    filled["iscrowd"] = int(any(record.get(key) for key in ("iscrowd", "ignore", "difficult")))  # as training has it
     if "mask" in kinds and not record.get("segmentation"):
         raise InputError(f"{name}: has no segmentation, though others have; give it one or evaluate boxes only")
     if "keypoint" in kinds:

@@ -253,6 +253,17 @@ def faults_of(
     return found + [fault for view in views.values() if (fault := evaluation_fault(view.dataset))]
 
 
+def _told_once(faults: list[str]) -> list[str]:
+    "The same with one line for all images whose orientation disagrees with their annotations"
+    turned = [fault for fault in faults if "its EXIF orientation" in fault]
+    if len(turned) < 2:
+        return faults
+    told = (
+        f"{len(turned):,} images do not have the size that is annotated because they are turned; the first of them is"
+    )
+    return [f"{told} {turned[0]}", *(fault for fault in faults if fault not in turned)]
+
+
 def page_text(
     views: dict[str, View],  # train and val
     shared: Shared,  # images that are in both
@@ -265,8 +276,9 @@ def page_text(
     odd += [str(shared)] if str(shared) else []
     parts += ["odd:", *(f"- {line}" for line in odd)] if odd else ["nothing odd was found"]
     faults = faults_of(views)
-    parts += [f"refused: {len(faults):,}", *(f"- {line}" for line in faults[:listed])] if faults else []
-    parts += [f"- and {len(faults) - listed:,} more"] if len(faults) > listed else []
+    lines = _told_once(faults)
+    parts += [f"refused: {len(faults):,}", *(f"- {line}" for line in lines[:listed])] if faults else []
+    parts += [f"- and {len(lines) - listed:,} more"] if len(lines) > listed else []
     return "\n".join(parts)
 
 # %% ../../nbs/70_inspection.ipynb #2abd35f0
