@@ -1,7 +1,7 @@
-"""How often the interval for images and training is right, by simulated studies whose truth is known.
+"""How often intervals and forecasts are right, by simulated studies and families whose truth is known.
 
-python benchmarks/coverage.py                 2,000 studies for each of 324 conditions, four minutes; the extremes
-python benchmarks/coverage.py --write         the same, into benchmarks/coverage.json, which the chapter on seeds draws
+python benchmarks/coverage.py                 2,000 studies for each of 324 conditions, six minutes; the extremes
+python benchmarks/coverage.py --write         the same, into benchmarks/coverage.json, which chapters draw
 python benchmarks/coverage.py --studies 200   fewer
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rethink_imagenet.evaluation.forecast import LAWS, made_up_family, validate_forecast
 from rethink_imagenet.evaluation.seeds import (
     Conditions,
     first_runs,
@@ -54,23 +55,33 @@ def looks(studies: int) -> list[dict[str, Any]]:
     return rows
 
 
+def forecasts(families: int) -> list[dict[str, Any]]:
+    """How often 80 % intervals from the first half of a ladder hold its end, by the law of its curves."""
+    rows = []
+    for law, runs in product(LAWS, (1, 3)):
+        record = validate_forecast([made_up_family(number, law, runs) for number in range(families)])
+        widths = [one.forecast.interval[1] - one.forecast.interval[0] for one in record.tried]
+        rows.append({"law": law, "runs": runs, "held": record.held, "width": float(np.median(widths))})
+    return rows
+
+
 def main() -> None:
     """Simulate, print the extremes, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000, help="simulated for each condition")
     parser.add_argument("--write", action="store_true", help="into coverage.json beside this script")
     asked = parser.parse_args()
-    found = {"studies": asked.studies, "single": single(asked.studies), "looks": looks(asked.studies)}
+    found = {"single": single(asked.studies), "looks": looks(asked.studies), "forecasts": forecasts(asked.studies // 2)}
     for key in ("coverage", "missed"):
         for extreme in (min, max):
             row = extreme(found["single"], key=lambda one: one[key])
             print(f"{extreme.__name__} of {key}: {100 * row[key]:.2f} %  {row}")
-    for row in found["looks"]:
+    for row in [*found["looks"], *found["forecasts"]]:
         print(row)
     if asked.write:
-        rows = ",\n  ".join(json.dumps(row) for row in found["single"])
-        looked = ",\n  ".join(json.dumps(row) for row in found["looks"])
-        text = f'{{"studies": {asked.studies},\n "single": [\n  {rows}],\n "looks": [\n  {looked}]}}\n'
+        tables = {key: ",\n  ".join(json.dumps(row) for row in rows) for key, rows in found.items()}
+        parts = [f' "{key}": [\n  {rows}]' for key, rows in tables.items()]
+        text = ",\n".join([f'{{"studies": {asked.studies}', *parts]) + "}\n"
         Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
 
 
