@@ -308,7 +308,7 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _trial_targets(config: DetectorConfig, device: torch.device) -> list[Target]:
+def _trial_targets(config: DetectorConfig) -> list[Target]:
     "An object in each image of the trial step, with a mask and keypoints where the detector learns them"
     targets: list[Target] = []
     for height, width in _TRIAL:
@@ -318,7 +318,7 @@ def _trial_targets(config: DetectorConfig, device: torch.device) -> list[Target]
             target["masks"][:, 20:60, 20:60] = 1
         if config.keypoints:
             target["keypoints"] = torch.tensor([40.0, 40.0, 2.0]).expand(1, config.keypoints, 3)
-        targets.append({key: value.to(device) for key, value in target.items()})
+        targets.append(target)
     return targets
 
 
@@ -351,7 +351,7 @@ def _standing_still(model: Detector) -> list[str]:
     for parameter in model.parameters():
         parameter.grad = None
     images = [torch.rand(3, *size, generator=generator_of(i)).to(device) for i, size in enumerate(_TRIAL)]
-    losses = model.losses(images, _trial_targets(model.config, device), Draws((0, 1)))
+    losses = model.losses(images, _trial_targets(model.config), Draws((0, 1)))
     torch.stack(list(losses.values())).sum().backward()
     after = dict(model.named_buffers())
     still = [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -8,7 +8,7 @@ __all__ = ['LAWS', 'Ends', 'Family', 'Curves', 'fit_curves', 'Forecast', 'foreca
 
 # %% ../../nbs/57_forecast.ipynb #92e42e58
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 

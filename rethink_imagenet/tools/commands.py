@@ -424,7 +424,8 @@ def _pretrained(
 
 # %% ../../nbs/73_commands.ipynb #19c20a02
 _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "boxes_only", "subset", "model", "batch",
-            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid", "seeds"}  # fmt: skip
+            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid",
+            "seeds"}  # fmt: skip
 
 
 def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
