@@ -28,7 +28,7 @@ from ..errors import InputError
 from .pretraining import PretrainingCost
 from .recipes import aligned
 from .studies import KINDS, Kind, Row, RunResults
-from .verdicts import WHOSE, Cost, StudyResults, Verdict, ap_of, kinds_of
+from .verdicts import WHOSE, Cost, Judgement, StudyResults, ap_of, kinds_of
 from ..training.checkpoints import write_atomically
 
 # %% ../../nbs/67_report.ipynb #67e4642b
@@ -350,7 +350,7 @@ def cost_sentence(
 Table = tuple[str, list[dict[str, str]], list[str]]  # title, rows, notes
 
 
-def _difference_rows(found: list[Verdict]) -> list[dict[str, str]]:
+def _difference_rows(found: list[Judgement]) -> list[dict[str, str]]:
     "Each difference with its interval, and when the arm from scratch caught up"
     rows = []
     for one in found:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'LEARNED', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'difference_of',
-           'Verdict', 'judge', 'Cost', 'costs_of', 'StudyResults', 'conclude', 'looks_at', 'carry_out', 'compare']
+           'Judgement', 'judge', 'Cost', 'costs_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from ..data.datasets import Dataset
 from ..detection.detectors import build
-from ..errors import InputError
+from ..errors import InputError, fits
 from rethink_imagenet.evaluation.resampling import (
     MARGIN,
     Difference,
@@ -24,7 +24,7 @@ from rethink_imagenet.evaluation.resampling import (
     catches_up,
     coco_records,
     paired_bootstrap,
-    verdict,
+    verdict_of,
     voc_records,
 )
 from .plans import Experiment
@@ -121,7 +121,7 @@ def difference_of(
     return paired_bootstrap(records["scratch"], records["pretrained"], KINDS[kind][1], look=look)
 
 # %% ../../nbs/64_verdicts.ipynb #592e6b2d
-class Verdict(TypedDict):
+class Judgement(TypedDict):
     "What a study shows of a system, on one or two schedules and one amount of data, by one kind of AP"
 
     system: str  # "" where there is only one
@@ -184,14 +184,11 @@ def judge(
     runs: dict[str, RunResults],  # by folder
     pretraining: PretrainingCost,  # of the pre-trained arm
     margin: float = MARGIN,  # AP; a smaller loss does not matter
-) -> Verdict:
+) -> Judgement:
     "What a difference shows about training from random initialization"
     first, kind = pair["scratch"][0], cast(Kind, difference.kind)
     name, _ = KINDS[kind]
-    shown = verdict(
-        difference.difference, difference.interval, margin, difference.runs, difference.images, name,
-        _names(pair, pretraining), difference.level,
-    )  # fmt: skip
+    shown = verdict_of(difference, margin, name, _names(pair, pretraining))
     caught_up = catches_up(*(_mean_curve([runs[row["folder"]] for row in pair[arm]], kind) for arm in ARMS))
     reached = f"after {caught_up:,} iterations" if caught_up else "not within its schedule"
     plainly = ", both without augmentation in testing" if first["augmented"] else ""
@@ -215,7 +212,7 @@ def judge(
         "margin": margin, "word": word, "sentence": sentence,
         "statement": " ".join(filter(None, statement)), "caught_up": caught_up,
     }  # fmt: skip
-    return cast(Verdict, told)
+    return cast(Judgement, told)
 
 # %% ../../nbs/64_verdicts.ipynb #46bb4524
 class Cost(TypedDict):
@@ -251,9 +248,9 @@ class StudyResults(TypedDict):
     scale: float  # of the miniatures that stand for a figure's recipes; 1 for the recipes themselves
     rows: list[Row]
     runs: list[RunResults]
-    verdict: Verdict | None  # the first of the differences, if there is one
-    differences: list[Verdict]  # of each system at its longest schedules, for each kind of AP
-    verdicts: list[Verdict]  # for each cell of the ladder, by the first kind of AP
+    verdict: Judgement | None  # the first of the differences, if there is one
+    differences: list[Judgement]  # of each system at its longest schedules, for each kind of AP
+    verdicts: list[Judgement]  # for each cell of the ladder, by the first kind of AP
     costs: dict[str, dict[str, Cost]]  # by system and arm, at the longest schedules
     pretraining: dict[str, PretrainingCost]  # by weights
     plans: dict[str, Any]  # of each arm
@@ -268,7 +265,7 @@ class StudyResults(TypedDict):
 def _verdicts_on(
     study: Study, pairs: list[Pair], kinds: Sequence[Kind], runs: dict[str, RunResults],
     pretraining: dict[str, PretrainingCost], margin: float, look: int,
-) -> list[Verdict]:  # fmt: skip
+) -> list[Judgement]:  # fmt: skip
     "A verdict for each pair of both arms and each kind of AP that both have"
     found = []
     for pair in (pair for pair in pairs if len(pair) == len(ARMS)):
@@ -284,7 +281,7 @@ def _weights(study: Study, pair: Pair) -> str:
     return study.arm_named(pair["pretrained"][0]["training"]).experiment.weights if "pretrained" in pair else ""
 
 
-def _beside_shorter(verdict: Verdict, ladder: list[Verdict]) -> Verdict:
+def _beside_shorter(verdict: Judgement, ladder: list[Judgement]) -> Judgement:
     "The same with the difference at the shortest schedule of its ladder"
     what = itemgetter("system", "images_of", "kind")
     first = next((one for one in ladder if what(one) == what(verdict)), verdict)
@@ -334,12 +331,12 @@ def conclude(
     }  # fmt: skip
 
 # %% ../../nbs/64_verdicts.ipynb #79262bb3
-def looks_at(
-    study: Study,  # to be judged
-) -> list[int]:  # how many seeds there were at each look so far, and now
-    "The looks at a study that grows by seeds. Raises InputError where it would shrink"
+def _looks_at(study: Study) -> list[int]:
+    "How many seeds there were at each look at a study so far, and now. Raises InputError where there are fewer now"
     path, seeds = study.folder / "results.json", len({cell.seed for cell in study.cells})
     before = (read_saved(path) or {}).get("looks", [])
+    if not fits(before, list[int]):
+        raise InputError(f"{path}: is damaged (its looks); remove it, and it will be written anew")
     if before and seeds < before[-1]:
         raise InputError(f"{path}: was judged with {before[-1]} seeds; ask for as many or more with --seeds")
     return before if before[-1:] == [seeds] else [*before, seeds]
@@ -354,7 +351,7 @@ def carry_out(
     "Train all arms of a study and judge. Raises InputError or a RunStopped"
     with fail_together():
         begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
-        looks = looks_at(study) if is_first() else []
+        looks = _looks_at(study) if is_first() else []
         pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     runs, results = run_study(study), None
     with fail_together():

@@ -8,7 +8,6 @@ __all__ = ['MOST', 'FEW', 'COLOURS', 'MARK', 'Place', 'Objects', 'objects_of', '
 
 # %% ../../nbs/70_inspection.ipynb #672e67cf
 import base64
-import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from PIL import Image, ImageColor, ImageDraw
 
 from ..data.coco import read_json, trainable
@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..evaluation.records import read_truth
 from ..randomness import stream
 from ..study.recipes import aligned
+from ..training.checkpoints import write_atomically
 
 # %% ../../nbs/70_inspection.ipynb #eb3f331a
 @dataclass(frozen=True)
@@ -325,50 +326,63 @@ def annotated(
     return drawn
 
 
-def _as_html(picture: Image.Image, caption: str) -> str:
-    "A picture within the page itself, with a line below"
-    stream_of_bytes = io.BytesIO()
-    picture.save(stream_of_bytes, "JPEG", quality=85)
-    coded = base64.b64encode(stream_of_bytes.getvalue()).decode()
-    said = html.escape(caption)
-    return f'<figure><img src="data:image/jpeg;base64,{coded}" alt="{said}"><figcaption>{said}</figcaption></figure>'
+def _source_of(picture: Image.Image) -> str:
+    "A picture as a source that lies within the page itself"
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 # %% ../../nbs/70_inspection.ipynb #76072f2a
-_STYLE = """body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Data before training</title>
+<style>body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.4em;vertical-align:top;max-width:480px}
-img{max-width:100%}figcaption{font-size:12px;overflow-wrap:anywhere}.odd{color:#a00}pre{white-space:pre-wrap}"""
+img{max-width:100%}figcaption{font-size:12px;overflow-wrap:anywhere}.odd{color:#a00}pre{white-space:pre-wrap}</style></head>
+<body><h1>Data before training</h1>
+{% for title, rows in tables %}
+<h2>{{ title }}</h2><table><tr>{% for key in rows[0] %}<th>{{ key }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row.values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endfor %}
+{% if shared %}<p class="odd">{{ shared }}</p>
+{% endif %}
+{% for name, told, sections, faults in sets %}
+<h2>{{ name }}</h2><p>{{ told }}</p>
+{% for title, figures in sections %}
+<h3>{{ title }}</h3>
+{% for source, caption in figures %}
+<figure>{% if source %}<img src="{{ source }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption>{% else %}
+<figcaption class="odd">{{ caption }}</figcaption>{% endif %}</figure>
+{% endfor %}
+{% endfor %}
+{% if faults %}<pre class="odd">{{ faults | join("\n") }}</pre>
+{% endif %}
+{% endfor %}
+</body></html>
+"""
 
 
-def _table(rows: Sequence[dict[str, str]]) -> str:
-    "Rows as a table of HTML"
-    lines = [f"<tr>{''.join(f'<th>{html.escape(key)}</th>' for key in rows[0])}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row.values())}</tr>" for row in rows]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _pictures(view: View, m: int, marked: np.ndarray) -> str:
-    "An image with its annotations, both ways if its orientation disagrees with them"
+def _pictures(view: View, m: int, marked: np.ndarray) -> list[tuple[str, str]]:
+    "Source and caption of an image with its annotations, both ways if its orientation disagrees with them"
     name = str(view.dataset.file_names[m])
     path, header = view.dataset.folder / name, view.files.headers[m]
     ways = [(False, name)]
     if m in view.files.faults and header and header.orientation > 4:
         ways = [(False, f"{name} as it is seen"), (True, f"{name} as it is stored")]
     try:
-        return "".join(
-            _as_html(annotated(read_upright(path, as_stored=stored), view.dataset, m, marked), said)
-            for stored, said in ways
-        )
+        uprights = [(read_upright(path, as_stored=stored), said) for stored, said in ways]
     except InputError as error:
-        return f"<figure><figcaption class=odd>{html.escape(str(error))}</figcaption></figure>"
+        return [("", str(error))]
+    return [(_source_of(annotated(picture, view.dataset, m, marked)), said) for picture, said in uprights]
 
 
-def _section(title: str, view: View, images: Sequence[int], finding: Finding | None = None) -> str:
+def _section(
+    title: str, view: View, images: Sequence[int], finding: Finding | None = None
+) -> tuple[str, list[tuple[str, str]]]:
     "A heading and pictures of some images"
     none = np.zeros((0, 4))
     marked = [finding.boxes[finding.owners == m] if finding and len(finding.owners) else none for m in images]
-    shown = "".join(_pictures(view, m, boxes) for m, boxes in zip(images, marked, strict=True))
-    return f"<h3>{html.escape(title)}</h3>{shown}"
+    return title, [figure for m, boxes in zip(images, marked, strict=True) for figure in _pictures(view, m, boxes)]
 
 
 def write_page(
@@ -380,17 +394,16 @@ def write_page(
 ) -> None:
     "Write the page with pictures into one file"
     train, val = (view.dataset for view in views.values())
-    parts = ["<h2>Classes</h2>", _table(class_table(train, val)), "<h2>Numbers</h2>", _table(number_table(views))]
-    if str(shared):
-        parts.append(f"<p class=odd>{html.escape(str(shared))}</p>")
+    sets = []
     for name, view in views.items():
         some = stream(0, len(view.dataset)).permutation(trainable(view.dataset))[:each].tolist()
-        parts += [f"<h2>{name}</h2><p>{html.escape(summary(view.dataset))}</p>", _section("Some images", view, some)]
-        parts += [_section(one.told, view, one.images[:odd].tolist(), one) for one in view.findings]
+        sections = [_section("Some images", view, some)]
+        sections += [_section(one.told, view, one.images[:odd].tolist(), one) for one in view.findings]
         if faults := view.files.faults:
-            parts.append(_section(f"{len(faults):,} images are refused", view, sorted(faults)[: 2 * odd]))
-            lines = "\n".join(faults[m] for m in sorted(faults)[:50])
-            parts.append(f"<pre class=odd>{html.escape(lines)}</pre>")
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Data</title><style>{_STYLE}</style>"
+            sections.append(_section(f"{len(faults):,} images are refused", view, sorted(faults)[: 2 * odd]))
+        sets.append((name, summary(view.dataset), sections, [faults[m] for m in sorted(faults)[:50]]))
+    tables = [("Classes", class_table(train, val)), ("Numbers", number_table(views))]
+    template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    page = template.render(tables=tables, shared=str(shared), sets=sets)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}<h1>Data before training</h1>{''.join(parts)}</html>", encoding="utf-8")
+    write_atomically(path, lambda partial: partial.write_text(page, encoding="utf-8"))
