@@ -94,17 +94,23 @@ _OLDER_NAMES = (
 )
 
 # %% ../../nbs/76_conversion.ipynb #1e66314c
-def _check_resnet(model: Detector, system: str) -> None:
+_BODIES = {"torchvision": {"ResNet": "layer1.", "VGG16": "features."}, "detectron2": {"ResNet": "layer1."}}
+
+
+def _check_body(model: Detector, system: str) -> None:
     "Raises InputError unless the body is one that another system has a name for"
-    if not any(name.startswith("backbone.body.layer1.") for name in model.state_dict()):
-        raise InputError(f"{model.config.backbone}: {system} has no such body; a ResNet can be converted")
+    bodies = _BODIES[system]
+    if not any(name.startswith(tuple(bodies.values())) for name in model.backbone.body.state_dict()):
+        raise InputError(
+            f"{model.config.backbone}: {system} has no such body; what can be converted is a {' or a '.join(bodies)}"
+        )
 
 
 def to_torchvision(
-    model: Detector,  # a ResNet-FPN detector
+    model: Detector,  # with a ResNet or a VGG16 as its body
 ) -> dict[str, Tensor]:  # a state dict for torchvision's Mask R-CNN or Faster R-CNN
-    "Our weights under torchvision's names. Raises InputError where the body is no ResNet"
-    _check_resnet(model, "torchvision")
+    "Our weights under torchvision's names. Raises InputError for other bodies"
+    _check_body(model, "torchvision")
     convolutions = model.config.box_layers[0]
     return {_torchvision_name(name, convolutions): tensor for name, tensor in model.state_dict().items()}
 
@@ -193,7 +199,7 @@ def to_detectron2(
     model: Detector,  # a ResNet-FPN detector
 ) -> dict[str, Tensor]:  # what detectron2 expects under "model" in a checkpoint
     "Our weights under detectron2's names, with the statistics of the pixels. Raises InputError for other bodies"
-    _check_resnet(model, "detectron2")
+    _check_body(model, "detectron2")
     state = {_detectron2_name(n): _as_detectron2(n, t).clone() for n, t in model.state_dict().items()}
     rules = model.config.conventions
     return state | {"pixel_mean": _blue_first(rules.pixel_mean), "pixel_std": _blue_first(rules.pixel_std)}
