@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'Detections', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled',
            'difference_of', 'unlearned_in', 'Judgement', 'judge', 'Cost', 'costs_of', 'SystemCourse', 'SystemAmounts',
-           'StudyResults', 'conclude', 'carry_out', 'compare']
+           'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from rethink_imagenet.evaluation.resampling import (
     MARGIN,
     Difference,
     Records,
+    ap_by_class,
     coco_records,
     difference_between,
     resampled_runs,
@@ -131,6 +132,7 @@ class Resampled:
     kind: Kind
     images: int  # evaluated on
     ap: dict[tuple[str, bool], np.ndarray]  # [1 + B] of each run's folder, and whether tested with augmentation
+    parts: dict[tuple[str, bool], np.ndarray]  # [C, T] of the same, by class and IoU, on the images as they are
 
     def of(
         self,
@@ -151,13 +153,14 @@ class Resampled:
 
 def _resampled(study: Study, rows: list[Row], kind: Kind) -> Resampled:
     "One kind of AP of all rows of a system"
-    ap, images = {}, 0
+    ap, parts, images = {}, {}, 0
     for row in rows:
         experiment = study.arm_named(row["training"]).experiment
         name = "detections_augmented.json" if row["augmented"] else "detections.json"
         records = _records(study.folder / row["folder"] / name, kind, experiment.val_set)
         ap[_key(row)], images = resampled_runs([records], KINDS[kind][1])[0], len(records.image_ids)
-    return Resampled(kind, images, ap)
+        parts[_key(row)] = ap_by_class(records)
+    return Resampled(kind, images, ap, parts)
 
 
 def difference_of(
@@ -323,6 +326,44 @@ class SystemAmounts(TypedDict):
     statement: str
 
 
+class Details(TypedDict):
+    "Where the AP of a pair of arms comes from; lists are of seeds, and None stands where there is no object"
+
+    system: str
+    images_of: int  # amount of training data, in images
+    kind: Kind
+    classes: list[str]
+    by_overlap: dict[str, list[list[float | None]]]  # by arm: mean over classes at each IoU, from .5 by steps of .05
+    by_class: dict[str, list[list[float | None]]]  # by arm: mean over IoUs of each class
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    "For a json, rounded to a hundredth"
+    return [None if np.isnan(value) else round(float(value), 2) for value in values]
+
+
+def _means(parts: np.ndarray, axis: int) -> list[float | None]:
+    "Means of what is a number, for a json"
+    known = ~np.isnan(parts)
+    total = np.where(known, parts, 0).sum(axis=axis)
+    return _numbers(np.where(known.any(axis=axis), total / np.maximum(known.sum(axis=axis), 1), np.nan))
+
+
+def details_of(
+    pair: Pair,  # both arms of a system
+    resampled: Resampled,  # AP of the system's runs
+    classes: Sequence[str],  # names, in the order of the data set's ids
+) -> Details:
+    "Where the AP of both arms comes from"
+    parts = {arm: [resampled.parts[_key(row)] for row in pair[arm]] for arm in ARMS}
+    first = pair["scratch"][0]
+    return {
+        "system": first["system"], "images_of": first["images_of"], "kind": resampled.kind, "classes": list(classes),
+        "by_overlap": {arm: [_means(part, 0) for part in own] for arm, own in parts.items()},
+        "by_class": {arm: [_means(part, 1) for part in own] for arm, own in parts.items()},
+    }  # fmt: skip
+
+
 def _courses(rows: list[Row], resampled: Resampled, margin: float, look: int) -> list[SystemCourse]:
     "What the ladders of a system tell, on each amount of data"
     found = []
@@ -369,6 +410,7 @@ class StudyResults(TypedDict):
     verdicts: list[Judgement]  # for each cell of the ladder, by the first kind of AP
     courses: list[SystemCourse]  # of each system and amount of data with several schedules, by the first kind of AP
     amounts: list[SystemAmounts]  # of each system with several amounts of data, by the first kind of AP
+    details: list[Details]  # of each system at its longest schedules, by the first kind of AP
     costs: dict[str, dict[str, Cost]]  # by system and arm, at the longest schedules, on the most data
     pretraining: dict[str, PretrainingCost]  # by weights
     plans: dict[str, Any]  # of each arm
@@ -388,6 +430,7 @@ class _Findings:
     verdicts: list[Judgement]
     courses: list[SystemCourse]
     amounts: list[SystemAmounts]
+    details: list[Details]
 
 
 @dataclass(frozen=True)
@@ -421,11 +464,13 @@ class _Judge:
         order = [row["images_of"] for row in rows]
         found.sort(key=lambda one: order.index(one["images_of"]))
         if kinds[0] not in resampled:
-            return _Findings(found, [], [], [])
+            return _Findings(found, [], [], [], [])
         some, first, rules = of[kinds[0]], resampled[kinds[0]], (self.margin, self.look)
         ends = longest_of(some)
         courses, amounts = _courses(some, first, *rules), _amounts(self.study, ends, first, *rules)
-        return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts)
+        names = self.study.arm_named(rows[0]["training"]).experiment.val_set.category_names
+        details = [details_of(pair, first, names) for pair in ends if len(pair) == len(ARMS)]
+        return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts, details)
 
 
 def _weights(study: Study, pair: Pair) -> str:
@@ -478,6 +523,7 @@ def conclude(
         "verdict": differences[0] if differences else None, "differences": differences, "verdicts": ladder,
         "courses": [one for each in found for one in each.courses],
         "amounts": [one for each in found for one in each.amounts],
+        "details": [one for each in found for one in each.details],
         "costs": {name: costs_of(pair, run_in, pretraining.get(_weights(study, pair))) for name, pair in most.items()},
         "pretraining": pretraining,
         "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": _origins(study),
