@@ -49,7 +49,7 @@ from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools.pictures import write_pictures
 from rethink_imagenet.training.checkpoints import save_checkpoint
 
-SECONDS = 20  # that one mutation may take
+SECONDS, ASLEEP = 20, 180  # of computation that one mutation may take, and of time on a busy machine
 MEMORY = 3 << 30  # bytes that a process may ask for beyond what it has after its imports
 
 # Values of which each has broken a reader somewhere.
@@ -489,9 +489,16 @@ class Worker:
         theirs.close()
         assert self.end.recv() == "ready"
 
+    def computed(self) -> float:
+        """Seconds that the process has computed for."""
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
     def give(self, case: tuple[str, int]) -> None:
         """Hand it a mutation."""
-        self.case, self.begun = case, time.monotonic()
+        self.case, self.begun, self.spent = case, time.monotonic(), self.computed()
         self.end.send(case)
 
     def result(self) -> str | None:
@@ -504,7 +511,7 @@ class Worker:
             code = self.process.exitcode
             self.begin()
             return f"died with status {code}"
-        if time.monotonic() - self.begun > SECONDS:
+        if self.computed() - self.spent > SECONDS or time.monotonic() - self.begun > ASLEEP:
             self.process.kill()
             self.process.join()
             self.begin()

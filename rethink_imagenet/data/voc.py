@@ -63,7 +63,8 @@ def _voc_image(xml: Path, finder: FileFinder) -> tuple[dict[str, Any], list[dict
         raise InputError(f"{xml}: not an XML file that can be read ({error})") from None
     size = {key: int(_number(root, f"size/{key}", str(xml))) for key in ("width", "height")}
     if min(size.values()) < 1:
-        raise InputError(f"{xml}: its size {size['width']} x {size['height']} is not positive")
+        told = f"its size is {size['width']} x {size['height']}, as some tools leave it"
+        raise InputError(f"{xml}: {told}; write the width and height of its image in pixels into it")
     objects = [_voc_object(element, f"{xml}: object {i}") for i, element in enumerate(root.findall("object"))]
     return {"file_name": _image_of(xml, root, finder), **size}, objects
 
