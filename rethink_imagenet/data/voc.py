@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from .coco import FileFinder, are_numbers, assemble, finish
 from .datasets import Dataset
-from ..errors import InputError
+from ..errors import InputError, printable
 
 # %% ../../nbs/14_voc.ipynb #86445baf
 def _number(element: ElementTree.Element, path: str, where: str) -> float:
@@ -32,7 +32,7 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
 
 def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     "COCO's annotation of one object, still without ids"
-    name = (element.findtext("name") or "").strip()
+    name = printable((element.findtext("name") or "").strip())
     if not name:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))

@@ -8,6 +8,7 @@ __all__ = ['NOTHING', 'PLANS', 'one_line_faults', 'in_job', 'check_folder', 'pre
            'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../../nbs/73_commands.ipynb #5220e57e
+import errno
 import json
 import os
 import shlex
@@ -47,7 +48,7 @@ from rethink_imagenet.detection.detectors import (
     check_from_scratch,
     has_bfloat16,
 )
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, printable
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import (
     check_method,
@@ -158,11 +159,13 @@ def one_line_faults(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            if error.errno not in OF_THE_DISK:
+            if error.errno not in (*OF_THE_DISK, errno.ENAMETOOLONG):
                 raise
-            told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend the folder, and start again"
+            typed = error.errno == errno.ENAMETOOLONG
+            told = "name another" if typed else "make room or mend the folder, and start again"
+            told = printable(f"{error.filename or 'the disk'}: {error.strerror}; {told}")
             print(f"{command.__name__}: {told}", file=sys.stderr, flush=True)
-            sys.exit(1)
+            sys.exit(2 if typed else 1)
 
     return guarded
 
