@@ -161,6 +161,8 @@ def _check_targets(images: list[Tensor], targets: list[Target], config: Detector
     if len(targets) != len(images):
         raise InputError(f"{len(images)} images with {len(targets)} targets; each image takes one")
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        if not isinstance(target, dict):
+            raise InputError(f"target {i}: is of type {type(target).__name__}; a detector takes a dictionary an image")
         if missing := [key for key in ("boxes", "labels") if not isinstance(target.get(key), Tensor)]:
             raise InputError(f"target {i}: has no tensor of {' and none of '.join(missing)}")
         boxes, labels = target["boxes"], target["labels"]
