@@ -28,7 +28,7 @@ from pycocotools import mask as coco_mask
 
 from .datasets import Dataset, Polygons, trace
 from .run_lengths import are_sound
-from ..errors import InputError
+from ..errors import InputError, printable
 
 # %% ../../nbs/13_coco.ipynb #63c31b11
 @contextlib.contextmanager
@@ -383,7 +383,7 @@ def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...],
         raise InputError(f"{source}: lists no categories")
     ids = np.array(_column(records, "id", int, name), np.int64)
     _check_unique(ids, name)
-    names = _column(records, "name", str, name)
+    names = [printable(one) for one in _column(records, "name", str, name)]
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise InputError(

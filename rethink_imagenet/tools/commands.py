@@ -8,6 +8,7 @@ __all__ = ['NOTHING', 'PLANS', 'one_line_faults', 'in_job', 'check_folder', 'pre
            'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../../nbs/73_commands.ipynb #5220e57e
+import errno
 import json
 import os
 import shlex
@@ -38,11 +39,18 @@ from rethink_imagenet.data.splits import (
     shared_images,
     summary,
 )
-from ..detection.detectors import DEMO, SMALL, Detector, Precision, build, has_bfloat16
-from ..errors import InputError, nearest
+from rethink_imagenet.detection.detectors import (
+    DEMO,
+    SMALL,
+    Detector,
+    Precision,
+    build,
+    check_from_scratch,
+    has_bfloat16,
+)
+from ..errors import InputError, nearest, printable
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import (
-    FIELDS,
     check_method,
     evaluate,
     evaluate_coco,
@@ -151,11 +159,13 @@ def one_line_faults(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            if error.errno not in OF_THE_DISK:
+            if error.errno not in (*OF_THE_DISK, errno.ENAMETOOLONG):
                 raise
-            told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend the folder, and start again"
+            typed = error.errno == errno.ENAMETOOLONG
+            told = "name another" if typed else "make room or mend the folder, and start again"
+            told = printable(f"{error.filename or 'the disk'}: {error.strerror}; {told}")
             print(f"{command.__name__}: {told}", file=sys.stderr, flush=True)
-            sys.exit(1)
+            sys.exit(2 if typed else 1)
 
     return guarded
 
@@ -552,6 +562,15 @@ def _plan(
     return plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
 
 
+def _check_start(plan: Plan, weights: str = "") -> None:
+    "Raises InputError if a detector cannot begin from weights or, where there are none, from random ones"
+    model = build(plan.detector)
+    if weights:
+        load_weights(model, weights)
+    else:
+        check_from_scratch(model.backbone)  # what is frozen by its norm; the training takes a trial step as well
+
+
 def _config(settings: Compare | Tune | Train, more: dict[str, Any], plan: Plan) -> dict[str, Any]:
     "What makes a comparison or a training another one"
     source = settings.source
@@ -585,7 +604,8 @@ def _compare(settings: Compare | Tune) -> None:
         _amounts(subsets, sets[0] if sets else None)
         plan = _plan(settings, sets, weights, settings.schedules, target)
         if weights:
-            load_weights(build(plan.detector), weights)
+            _check_start(plan, weights)
+        _check_start(plan)
         if how.crops:
             ClassificationSamples(how.crops, how.side)
         more = {"pretraining": [weights, how.crops, how.side, how.epochs], "grid": settings.grid}
@@ -664,8 +684,8 @@ def rethink_train(
         plan, weights, sets, execution = _trained(settings)
         if only and only not in plan.schedules:
             raise InputError(f"--only {only:g}: is not one of --schedule {settings.schedule}")
-        if weights and not settings.dry_run:
-            load_weights(build(plan.detector), weights)
+        if not settings.dry_run:
+            _check_start(plan, weights)
         more = {"pretraining": [weights], "recipe": [settings.recipe, settings.scale]}
         if is_first() and not settings.dry_run:
             inputs, config = _inputs(settings, weights), _config(settings, more, plan)
@@ -695,7 +715,7 @@ def rethink_pretrain(
         if min(s.batch, s.side) < 1 or s.seed < 0 or not 0 < s.epochs < 1e6:
             told = f"--batch {s.batch}, --side {s.side}, --seed {s.seed}, --epochs {s.epochs}"
             raise InputError(f"{told}: one is out of range")
-        Classifier(2, s.backbone, s.norm)
+        check_from_scratch(Classifier(2, s.backbone, s.norm))
         if s.data:
             ClassificationSamples(s.data, s.side)
         names = ("data", "backbone", "norm", "epochs", "batch", "rate", "side", "seed")
@@ -773,10 +793,13 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
         print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
 
 
-def _write_found(dataset: Dataset, found: list[dict[str, Any]], submission: str, folder: Path) -> None:
+def _write_found(
+    dataset: Dataset, found: list[dict[str, Any]], detector: Detector, submission: str, folder: Path
+) -> None:
     "Write detections, and the zips of a submission; say their figures where there are annotations"
     write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
-    kinds = [kind for kind, field in FIELDS.items() if any(field in detection for detection in found)]
+    heads = {"box": detector.box_head, "mask": detector.mask_head, "keypoint": detector.keypoint_head}
+    kinds = [kind for kind, head in heads.items() if head is not None]  # also where nothing was found
     for kind in kinds if submission else ():
         print(write_submission(dataset, found, kind, submission, folder / kind))
     if dataset.usable.any():
@@ -813,7 +836,7 @@ def rethink_eval(
     with fail_together():
         if is_first():
             prepare_folder(folder, about, None, options=_repeatable(settings))
-            _write_found(dataset, found, settings.submission, folder)
+            _write_found(dataset, found, detector, settings.submission, folder)
 
 # %% ../../nbs/73_commands.ipynb #6ffd1adb
 @one_line_faults

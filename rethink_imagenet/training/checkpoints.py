@@ -342,7 +342,14 @@ def differences(
 ) -> dict[str, str]:
     "What differs, told key by key"
     keys = [key for key in ours | theirs if theirs.get(key) != ours.get(key)]
-    return {key: f"{key} {_short(theirs.get(key))}, now {_short(ours.get(key))}" for key in keys}
+    return {key: _difference(key, theirs.get(key), ours.get(key)) for key in keys}
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    "What a setting was and is; of a dictionary of settings those that differ"
+    if isinstance(was, dict) and isinstance(now, dict):
+        return ", ".join(f"{key}.{told}" for told in differences(was, now).values())
+    return f"{key} {_short(was)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:
