@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from ..data.datasets import Dataset
+from ..data.splits import Shared, shared_images
 from ..detection.detectors import build
 from ..errors import InputError, fits
 from rethink_imagenet.evaluation.resampling import (
@@ -255,6 +256,7 @@ class StudyResults(TypedDict):
     pretraining: dict[str, PretrainingCost]  # by weights
     plans: dict[str, Any]  # of each arm
     data: list[str]  # what was trained and evaluated on, in sentences
+    shared: int  # images evaluated on that are trained on as well
     margin: float  # AP; a smaller loss does not matter
     looks: list[int]  # how many seeds there were each time that the study was judged
     versions: dict[str, str]
@@ -301,6 +303,22 @@ def _origins(study: Study) -> list[str]:
     return list(dict.fromkeys(told))
 
 
+def _shared_in(study: Study) -> list[Shared]:
+    "Images that are trained on and evaluated on, for each pair of sets; looked for where nobody has"
+    pairs: dict[tuple[int, int], Shared] = {}
+    for arm in study.arms:
+        sets = arm.experiment.train_set, arm.experiment.val_set
+        key = id(sets[0]), id(sets[1])
+        pairs[key] = arm.experiment.shared or pairs.get(key) or shared_images(*sets)
+    return list(pairs.values())
+
+
+def _with_shared(verdict: Judgement, shared: list[Shared]) -> Judgement:
+    "The same with a sentence about images that are trained on and evaluated on"
+    told = [f"Caution: {one}." for one in shared if one.number]
+    return {**verdict, "statement": " ".join([verdict["statement"], *told])}
+
+
 def conclude(
     study: Study,  # that was carried out
     runs: list[RunResults],  # as `run_study` gives them
@@ -316,7 +334,8 @@ def conclude(
     ladder = _verdicts_on(study, ladder_of(rows), kinds[:1], run_in, pretraining, margin, len(looks))
     systems = [(next(iter(pair.values()))[0]["system"], pair) for pair in ends]
     found = _verdicts_on(study, ends, kinds, run_in, pretraining, margin, len(looks))
-    differences = [_beside_shorter(one, ladder) for one in found]
+    shared = _shared_in(study)
+    differences = [_with_shared(_beside_shorter(one, ladder), shared) for one in found]
     return {
         "figure": study.figure, "scale": study.scale, "rows": rows,
         "runs": sorted(runs, key=lambda run: place.get(run["folder"], len(place))),
@@ -325,6 +344,7 @@ def conclude(
         "costs": {system: costs_of(pair, run_in, pretraining.get(_weights(study, pair))) for system, pair in systems},
         "pretraining": pretraining,
         "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": _origins(study),
+        "shared": max(one.number for one in shared),
         "margin": margin, "looks": list(looks), "command": command, "tuning": None,
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest("study.studies"),
                      **environment()},

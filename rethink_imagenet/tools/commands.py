@@ -30,6 +30,7 @@ from ..data.images import faults_in_a_line, look_at_files, read_image_files
 from ..data.loading import EvaluationSamples
 from ..data.scenes import SCENE_SHAPES, write_crops, write_scenes
 from rethink_imagenet.data.splits import (
+    Shared,
     find_split,
     fingerprint,
     nested_subset,
@@ -417,18 +418,19 @@ def _check_images(sets: Sequence[Dataset]) -> None:
             say(f"{dataset.source}: {note}")
 
 
-def _say_shared(sets: Sequence[Dataset] | None) -> None:
-    "Say how many images are trained on and evaluated on"
-    if sets and is_first() and (told := str(shared_images(*sets))):
-        say(f"caution: {told}")
+def _say_shared(shared: Shared | None) -> None:
+    "Say how many images are trained on and evaluated on, if any are"
+    if shared and shared.number:
+        say(f"caution: {shared}")
 
 
-def _read_to_train(source: DataOptions, seed: int = 0) -> tuple[Dataset, Dataset] | None:
-    "The data that were named, with their images looked at before anything is trained; None where none were"
+def _read_to_train(source: DataOptions, seed: int = 0) -> tuple[tuple[Dataset, Dataset] | None, Shared | None]:
+    "The data that were named, with their images looked at before anything is trained, and those in both; or None"
     sets = _read(source, seed)
     _check_images(sets or ())
-    _say_shared(sets)
-    return sets
+    shared = shared_images(*sets) if sets and is_first() else None
+    _say_shared(shared)
+    return sets, shared
 
 
 def _embedded(folder: Path, subset: int, seed: int) -> tuple[Dataset, Dataset]:
@@ -525,6 +527,8 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     recipes = [miniature(recipe, settings.scale) for recipe in group_named(settings.figure)]
     source = settings.source
     parts = parts_of(recipes, lambda recipe: _data_of(recipe, source.data, source.strict))
+    for told in dict.fromkeys(str(part.shared) for part in parts if part.shared and part.shared.number):
+        say(f"caution: {told}")
     return [replace(part, plan=_run_as(part.plan, precision, settings.detector.seed)) for part in parts], precision
 
 
@@ -599,7 +603,7 @@ def _compare(settings: Compare | Tune) -> None:
         grid = read_grid(settings.grid) if settings.grid else {}
         target = _target(settings.how, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
-        sets = _read_to_train(source, settings.detector.seed)
+        sets, shared = _read_to_train(source, settings.detector.seed)
         plan = _plan(settings, sets, weights, settings.schedules, target)
         if weights:
             load_weights(build(plan.detector), weights)
@@ -611,11 +615,10 @@ def _compare(settings: Compare | Tune) -> None:
             prepare_folder(folder, _config(settings, more, plan), settings.folder, inputs, _repeatable(settings))
     train_set, val_set = sets or _embedded(folder, source.subset, settings.detector.seed)
     start = weights or _pretrained(folder, how, plan, execution)
-    experiment, tuning = Experiment(plan, train_set, val_set, folder, start, execution), None
+    experiment, tuning = Experiment(plan, train_set, val_set, folder, start, execution, shared), None
     if grid:
         plan, tuning = tune(experiment, grid)
     results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds)
-    _say_shared(sets)
     if is_first():
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")
 
@@ -654,7 +657,7 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
         precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
         plan, weights, sets = _of_recipe(settings, precision)
         return plan, weights, sets, execution
-    sets = _read_to_train(settings.source, settings.detector.seed)
+    sets, _ = _read_to_train(settings.source, settings.detector.seed)
     return _plan(settings, sets, settings.weights, settings.schedule, target), settings.weights, sets, execution
 
 
