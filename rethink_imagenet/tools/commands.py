@@ -108,6 +108,7 @@ from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
     OF_THE_DISK,
+    LostWorker,
     OutOfMemory,
     RunStopped,
     fail_together,
@@ -145,6 +146,8 @@ def one_line_faults(
             told = str(fault)
             if isinstance(fault, OutOfMemory):
                 told += f"; {_asking_for_less(*args)}"
+            if isinstance(fault, LostWorker) and args and "resume" in flat(args[0]):
+                told += ", and go on with --resume"
             if is_speaker() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)

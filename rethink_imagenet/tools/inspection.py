@@ -296,7 +296,7 @@ def page_text(
 # %% ../../nbs/70_inspection.ipynb #2abd35f0
 COLOURS = ("#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990")
 MARK = "#ff0000"
-MANY = 20  # objects; with more in an image, a name is left out where it would cover its object
+MANY = 20  # objects; with more in an image, or with one class, a name is left out where it would cover its object
 Place = tuple[float, float]
 
 
@@ -331,7 +331,8 @@ def annotated(
             _outline(canvas, ring * scale, colour, 1)
         text, corner = dataset.category_names[dataset.labels[n] - 1], (float(box[0]) + 2, float(box[1]) + 1)
         room = canvas.textbbox(corner, text)
-        if here.stop - here.start > MANY and (room[2] > box[2] or 3 * (room[3] - room[1]) > box[3] - box[1]):
+        covers = room[2] > box[2] or 3 * (room[3] - room[1]) > box[3] - box[1]
+        if covers and (here.stop - here.start > MANY or len(dataset.category_names) == 1):
             continue
         canvas.rectangle(room, fill=colour)
         dark = sum(ImageColor.getrgb(colour)[:3]) < 330

@@ -114,10 +114,7 @@ def _worker_told(said: str) -> str:
     "What PyTorch says of a worker that is gone, with the likely cause and the way out"
     how = said.rpartition(") ")[2].partition(". ")[0] or "is gone"
     hint = "shared memory is too small; enlarge it (docker --shm-size)" if "Bus error" in said else "the memory ran out"
-    return (
-        f"a process that decodes images {how}; most likely {hint}; take fewer --workers or a smaller --batch, and go "
-        "on with --resume"
-    )
+    return f"a process that decodes images {how}; most likely {hint}; take fewer --workers"
 
 
 class LostWorker(RunStopped):
