@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 
 from ..data.datasets import Dataset
-from ..data.splits import count
+from ..data.splits import Shared, count, shared_images
 from ..detection.detectors import build
 from ..errors import InputError, fits
 from ..evaluation.amounts import Amounts, amounts_of
@@ -415,6 +415,7 @@ class StudyResults(TypedDict):
     pretraining: dict[str, PretrainingCost]  # by weights
     plans: dict[str, Any]  # of each arm
     data: list[str]  # what was trained and evaluated on, in sentences
+    shared: int  # images evaluated on that are trained on as well
     margin: float  # AP; a smaller loss does not matter
     looks: list[int]  # how many seeds there were each time that the study was judged
     versions: dict[str, str]
@@ -498,6 +499,16 @@ def _origins(study: Study) -> list[str]:
     return list(dict.fromkeys(told))
 
 
+def _shared_in(study: Study) -> list[Shared]:
+    "Images that are trained on and evaluated on, for each pair of sets; looked for where nobody has"
+    pairs: dict[tuple[int, int], Shared] = {}
+    for arm in study.arms:
+        sets = arm.experiment.train_set, arm.experiment.val_set
+        key = id(sets[0]), id(sets[1])
+        pairs[key] = arm.experiment.shared or pairs.get(key) or shared_images(*sets)
+    return list(pairs.values())
+
+
 def conclude(
     study: Study,  # that was carried out
     runs: list[RunResults],  # as `run_study` gives them
@@ -516,6 +527,9 @@ def conclude(
     found = [judge_of.system(own, kinds_of(rows)) for own in systems.values()]
     ladder = [one for each in found for one in each.verdicts]
     differences = [_beside_shorter(one, ladder) for each in found for one in each.differences]
+    shared = _shared_in(study)
+    cautions = list(dict.fromkeys(f"Caution: {one}." for one in shared if one.number))
+    differences = [{**one, "statement": " ".join([one["statement"], *cautions])} for one in differences]
     most = {system: longest_of(own)[0] for system, own in systems.items()}
     return {
         "figure": study.figure, "scale": study.scale, "rows": rows,
@@ -526,7 +540,8 @@ def conclude(
         "details": [one for each in found for one in each.details],
         "costs": {name: costs_of(pair, run_in, pretraining.get(_weights(study, pair))) for name, pair in most.items()},
         "pretraining": pretraining,
-        "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": _origins(study),
+        "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": [*_origins(study), *cautions],
+        "shared": max(one.number for one in shared),
         "margin": margin, "looks": list(looks), "command": command, "tuning": None,
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest("study.studies"),
                      **environment()},
