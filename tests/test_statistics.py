@@ -1,4 +1,4 @@
-"""COCO's figures and their resamples against pycocotools, with and without faster-coco-eval; verdicts; bad input."""
+"""COCO's figures and their resamples against pycocotools, by it and by faster-coco-eval; verdicts; bad input."""
 
 import contextlib
 import copy
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -122,10 +123,9 @@ def assert_same(figures: dict[str, float | None], expected: list[float | None]) 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either of the two programs behind `evaluate_coco`."""
-    assert evaluation._engine()[0] is not COCO, "faster-coco-eval, a requirement of development, is missing"
+    assert evaluation._ENGINE[1] is COCOeval_faster
     if request.param == "pycocotools":
-        monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
-        assert evaluation._engine() == (COCO, COCOeval)
+        monkeypatch.setattr(evaluation, "_ENGINE", (COCO, COCOeval))
     return request.param
 
 

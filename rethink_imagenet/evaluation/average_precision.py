@@ -14,12 +14,13 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
+from faster_coco_eval import COCO as FastCOCO
+from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
@@ -165,14 +166,7 @@ def _numbered(records: list[dict[str, Any]], image: dict[int, int], category: di
     ]
 
 
-def _engine() -> tuple[Any, Any]:
-    "The classes of an index and of an evaluation: faster-coco-eval's where it is installed, else pycocotools'"
-    if find_spec("faster_coco_eval"):
-        from faster_coco_eval import COCO as FastCOCO
-        from faster_coco_eval import COCOeval_faster
-
-        return FastCOCO, COCOeval_faster
-    return COCO, COCOeval
+_ENGINE = (FastCOCO, COCOeval_faster)  # the classes of an index and of an evaluation
 
 
 def _evaluation(
@@ -195,9 +189,15 @@ def _evaluation(
         "annotations": _numbered(truth["annotations"], image, category),
     }
     annotated.createIndex()
-    if own := _numbered(results, image, category):
-        sizes = {record["id"]: record for record in annotated.dataset["images"]}
-        found = annotated.loadRes([_of_kind(result, kind, sizes[result["image_id"]]) for result in own])
+    sizes = {record["id"]: record for record in truth["images"]}
+    own = [
+        _of_kind(result, kind, sizes[result["image_id"]])
+        | {"image_id": image[result["image_id"]], "category_id": category[result["category_id"]]}
+        for result in results
+        if result["category_id"] in category
+    ]
+    if own:
+        found = annotated.loadRes(own)
     else:
         found.dataset = annotated.dataset | {"annotations": []}
         found.createIndex()
@@ -221,7 +221,7 @@ def evaluate_coco(
     figures = {}
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = _evaluation(truth, results, kind, image_ids, _engine())
+            evaluation = _evaluation(truth, results, kind, image_ids, _ENGINE)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
