@@ -1,4 +1,4 @@
-"""COCO's metrics of 5,000 images and 500,000 detections: faster-coco-eval against pycocotools, and what our checks take.
+"""COCO metrics of 5,000 images and 500,000 detections: against pycocotools, and what our own checks take.
 
 python benchmarks/evaluation.py                    boxes; the median of 3, some minutes
 python benchmarks/evaluation.py --kind mask        masks, which takes longer

@@ -28,7 +28,7 @@ def _well_formed(texts: list[bytes]) -> np.ndarray:  # [N] bool
 
 
 def _numbers(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The numbers in well-formed strings [L], the string that each is in [L], and whether all of its groups fit [L]"
+    "The numbers in well-formed strings [L], where each string begins in them [N], and whether a number's groups fit [L]"
     groups = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
     ends = np.flatnonzero(groups < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -39,28 +39,27 @@ def _numbers(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values[longer] |= (groups[starts[longer] + place] & 31).astype(np.int64) << 5 * place
     values -= np.where(groups[ends] & 16, 1 << 5 * length.clip(max=_GROUPS), 0)
     last = np.searchsorted(ends, np.cumsum([len(text) for text in texts]) - 1)  # number of each string
-    return values, np.repeat(np.arange(len(texts)), np.diff(last, prepend=-1)), length <= _GROUPS
+    return values, np.concatenate([[0], last[:-1] + 1]), length <= _GROUPS
 
 # %% ../../nbs/10_run_lengths.ipynb #31100cc8
-def _undone(values: np.ndarray, text: np.ndarray) -> np.ndarray:  # [L] int64
-    "Lengths from numbers [L] that are differences from the fourth number of each string on"
-    first = np.flatnonzero(np.diff(text, prepend=-1))
-    place = np.arange(len(text)) - np.repeat(first, np.diff(first, append=len(text)))
-    lengths = values.copy()
-    for parity in (1, 0):
-        chain = np.flatnonzero((place % 2 == parity) & (place > 0))
-        heads = np.flatnonzero(place[chain] <= 2)
-        total = np.cumsum(values[chain])
-        before = total[heads] - values[chain[heads]]
-        lengths[chain] = total - np.repeat(before, np.diff(heads, append=len(chain)))
+def _undone(values: np.ndarray, starts: np.ndarray) -> np.ndarray:  # [L] int64
+    "Lengths from numbers [L] that are differences from the fourth number of each string on; strings begin at `starts`"
+    lengths, ends = np.empty_like(values), np.append(starts[1:], len(values))
+    for parity in (0, 1):
+        total = np.cumsum(values[parity::2], dtype=np.int64)
+        before = np.append(0, total)[(starts - parity) // 2 + 1]  # with the first number, which is in neither chain
+        number = (ends - parity + 1) // 2 - (starts - parity + 1) // 2
+        lengths[parity::2] = total - np.repeat(before, number)
+    lengths[starts] = values[starts]
     return lengths
 
 
 def _run_lengths(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     "The lengths of the runs of well-formed strings [L], of which one is -1 where it is too long; where each begins [N]"
-    values, text, fits = _numbers(texts)
-    lengths = np.where(fits, _undone(values, text), -1)
-    return lengths, np.searchsorted(text, np.arange(len(texts)))
+    values, starts, fits = _numbers(texts)
+    lengths = _undone(values, starts)
+    lengths[~fits] = -1
+    return lengths, starts
 
 # %% ../../nbs/10_run_lengths.ipynb #c0d2ab10
 _TOGETHER = 1 << 17  # characters that are decoded at once

@@ -21,13 +21,14 @@ KINDS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}  # our names, p
 FIELDS = {"box": "bbox", "mask": "segmentation", "keypoint": "keypoints"}  # of a record in COCO's format
 
 # %% ../../nbs/50_records.ipynb #36bc4046
+def _is_number(value: Any) -> bool:
+    "Whether this is a finite number of ordinary size"
+    return type(value) in (int, float) and -1e30 < value < 1e30
+
+
 def _are_numbers(values: Any, count: int) -> bool:
     "Whether these are a list of so many finite numbers of ordinary size"
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in (int, float) and -1e30 < value < 1e30 for value in values)
-    )
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
 
 
 def _is_id(value: Any) -> bool:
@@ -68,16 +69,17 @@ def _is_polygons(segmentation: Any, side: int) -> bool:
 
 def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]]) -> int:
     "The first record whose mask cannot be decoded into its image; -1 if there is none"
+    sizes = {key: [image.get("height"), image.get("width")] for key, image in images.items()}
+    sized = {key: all(type(side) is int and 0 < side < 2**20 for side in size) for key, size in sizes.items()}
     encoded: list[int] = []
     pixels: list[int] = []
     for i, record in enumerate(records):
-        mask, image = record.get("segmentation"), images[record["image_id"]]
-        height, width = (image[key] if type(image.get(key)) is int else 0 for key in ("height", "width"))
-        sized = 0 < height < 2**20 and 0 < width < 2**20
-        if isinstance(mask, dict) and sized and mask.get("size") == [height, width]:
+        mask, key = record.get("segmentation"), record["image_id"]
+        size = sizes[key]
+        if isinstance(mask, dict) and sized[key] and mask.get("size") == size:
             encoded.append(i)
-            pixels.append(height * width)
-        elif not (sized and _is_polygons(mask, max(height, width))):
+            pixels.append(size[0] * size[1])
+        elif not (sized[key] and _is_polygons(mask, max(size))):
             return i
     counts = [records[i]["segmentation"].get("counts") for i in encoded]
     return next((i for i, sound in zip(encoded, are_sound(counts, pixels), strict=True) if not sound), -1)
@@ -86,7 +88,7 @@ def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]
 def _sides(image: dict[str, Any]) -> tuple[float, float]:
     "Width and height of an image, infinite where its record does not tell"
     told = [image.get(key) for key in ("width", "height")]
-    width, height = (float(side) if side is not None and _are_numbers([side], 1) else math.inf for side in told)
+    width, height = (float(side) if side is not None and _is_number(side) else math.inf for side in told)
     return width, height
 
 
@@ -119,7 +121,7 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
     for key in ("iscrowd", "ignore", "difficult"):
         if type(record.get(key, 0)) not in (int, bool) or record.get(key, 0) not in (0, 1):
             return f"its {key} is neither 0 nor 1"
-    if not _are_numbers([record.get("area", 0)], 1) or record.get("area", 0) < 0:
+    if not _is_number(record.get("area", 0)) or record.get("area", 0) < 0:
         return "its area is not a number of 0 or more"
     return ""
 
@@ -180,7 +182,7 @@ def _fault(result: Any, images: dict[int, Any], categories: dict[int, Any], fiel
         return f"image {image!r} is not in the annotations"
     if not _is_id(category) or category not in categories:
         return f"category {category!r} is not in the annotations"
-    if not _are_numbers([result["score"]], 1):
+    if not _is_number(result["score"]):
         return f"its score {result['score']} is not a finite number"
     if "bbox" in fields and not _are_numbers(result["bbox"], 4):
         return "its bbox is not four finite numbers"
