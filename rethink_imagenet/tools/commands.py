@@ -57,6 +57,7 @@ from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
     Pretraining,
+    imagenet_weights,
     load_weights,
     pixel_statistics,
     pretrain,
@@ -258,6 +259,21 @@ PLANS = {
     "small": Plan(SMALL, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(192, 192), long=320, evaluations=6),
     "paper": Plan(),
 }
+
+
+def _size(settings: Compare | Tune | Train) -> str:
+    "The size of model that was typed, or that suits the data"
+    return settings.detector.model or ("paper" if settings.source.data or settings.source.train else "demo")
+
+
+def _weights_of_arm(settings: Compare | Tune) -> str:
+    "What the pre-trained arm begins from: what was typed, or the model's own; empty for crops. Raises InputError"
+    how, size = settings.pretraining, _size(settings)
+    if how.weights or how.crops or size == "demo":
+        return how.weights
+    if size == "small":
+        return imagenet_weights(settings.detector.backbone or SMALL.backbone)
+    return "resnet50_gn.a1h_in1k"
 
 
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
@@ -529,8 +545,7 @@ def _plan(
 ) -> Plan:
     "The plan for the data that were named, or for the embedded scenes. Raises InputError"
     classes, masks = (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
-    source, options = settings.source, settings.detector
-    size = options.model or ("paper" if source.data or source.train else "demo")
+    options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
     return plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
 
@@ -554,10 +569,9 @@ def _inputs(settings: Compare | Tune | Train, *more: str) -> list[str]:
 def _compare(settings: Compare | Tune) -> None:
     "Choose hyper-parameters where a grid is given, train both arms, judge, and report"
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
-    paper = settings.detector.model == "paper" or (not settings.detector.model and bool(source.data or source.train))
-    weights = how.weights or ("resnet50_gn.a1h_in1k" if paper and not how.crops else "")
     with fail_together():
         _check_comparison(how, settings.margin)
+        weights = _weights_of_arm(settings)
         if not 1 <= settings.seeds <= 100:
             raise InputError(f"--seeds {settings.seeds}: takes a number from 1 to 100")
         grid = read_grid(settings.grid) if settings.grid else {}
