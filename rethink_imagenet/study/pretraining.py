@@ -270,7 +270,9 @@ def pretrain(
 # %% ../../nbs/61_pretraining.ipynb #51d73923
 def _is_file(source: str | Path) -> bool:
     "Whether weights are in a file, and neither in a package nor a tag of timm"
-    return (str(source) not in PACKAGES and Path(source).suffix in (".safetensors", ".pkl", ".pt", ".pth")) or Path(
+    path = Path(source)
+    named = path.suffix in (".safetensors", ".pkl", ".pt", ".pth") or path.exists()
+    return named and str(source) not in PACKAGES
         source
     ).exists()
 

@@ -261,7 +261,7 @@ PLANS = {
 }
 
 
-def _size(settings: Compare | Tune | Train) -> str:
+def _size(settings: Compare | Tune | Train) -> Literal["demo", "small", "paper"]:
     "The size of model that was typed, or that suits the data"
     return settings.detector.model or ("paper" if settings.source.data or settings.source.train else "demo")
 
