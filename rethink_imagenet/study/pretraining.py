@@ -273,8 +273,6 @@ def _is_file(source: str | Path) -> bool:
     path = Path(source)
     named = path.suffix in (".safetensors", ".pkl", ".pt", ".pth") or path.exists()
     return named and str(source) not in PACKAGES
-        source
-    ).exists()
 
 
 def _check_tag(tag: str) -> None:
