@@ -96,7 +96,7 @@ def test_names_lead_back(name: str) -> None:
 def test_command(tmp_path: Path, name: str) -> None:
     """Some iterations of the command with each."""
     write_scenes(tmp_path / "scenes", train=6, val=2)
-    words = ["--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--model", "small", "--backbone", name]
+    words = ["--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--model", "demo", "--backbone", name]
     size = ["--short", "64", "--long", "64", "--batch", "2", "--schedule", "2", "--unit", "3", "--workers", "0"]
     done = subprocess.run([str(COMMAND), *words, *size, "--device", "cpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
