@@ -1,4 +1,4 @@
-"""The small detector's ImageNet weights: where they are found, that they are timm's to the bit, and both arms by them."""
+"""The small detector's ImageNet weights: where they are found, that they are timm's to the bit, and both arms."""
 
 import json
 import zipfile
