@@ -116,6 +116,7 @@ from rethink_imagenet.training.processes import (
     memory_told,
     say,
     the_same_everywhere,
+    world_size,
 )
 
 # %% ../../nbs/73_commands.ipynb #8f9d438d
@@ -540,6 +541,14 @@ def _typed() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 # %% ../../nbs/73_commands.ipynb #dc72e4af
+def _say_few(plan: Plan, at_once: int) -> None:
+    "Say so where a norm takes its statistics over few images"
+    norm, share = plan.detector.norm, -(-plan.batch // world_size())
+    seen = min(at_once or share, share) * (world_size() if norm == "syncbn" else 1)
+    if norm in ("bn", "syncbn") and seen < 8:
+        say(f"caution: the norm {norm} takes its statistics over {seen} images; 8 or more are better")
+
+
 def _plan(
     settings: Compare | Tune | Train, sets: tuple[Dataset, Dataset] | None, weights: str, schedules: str, target: str
 ) -> Plan:
@@ -547,7 +556,9 @@ def _plan(
     classes, masks = (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
     options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
-    return plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    plan = plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    _say_few(plan, settings.how.at_once)
+    return plan
 
 
 def _config(settings: Compare | Tune | Train, more: dict[str, Any], plan: Plan) -> dict[str, Any]:
