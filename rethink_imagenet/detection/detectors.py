@@ -87,7 +87,7 @@ MINIATURE = DetectorConfig(
 
 SMALL = replace(
     MINIATURE, backbone="tf_efficientnet_lite0", norm="syncbn", head_norm="gn", channels=64, hidden=256,
-    conventions=replace(MINIATURE.conventions, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.5, 0.5)),
+    conventions=replace(DETECTRON, post_nms=(200, 100), pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.5, 0.5, 0.5)),
 )  # fmt: skip
 
 DEMO = replace(MINIATURE, num_classes=8, rpn_number=64, pre_nms=(100, 100), box_number=24,

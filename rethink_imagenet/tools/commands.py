@@ -257,7 +257,7 @@ def prepare_folder(
 # %% ../../nbs/73_commands.ipynb #f4106a70
 PLANS = {
     "demo": Plan(DEMO, (2, 4, 6), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
-    "small": Plan(SMALL, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(192, 192), long=320, evaluations=6),
+    "small": Plan(SMALL, (2, 4, 6), unit=300, rate=0.08, batch=8, short=(160, 160), long=288, evaluations=3),
     "paper": Plan(),
 }
 
