@@ -106,7 +106,7 @@ def test_it_is_found_and_told(site: Path, capsys: pytest.CaptureFixture[str]) ->
     torch.save(body.state_dict(), installed(site), _use_new_zipfile_serialization=False)  # as the package's was written
     detector = build(SMALL)
     load_weights(detector, imagenet_weights(SMALL.backbone))
-    assert "weights of tf_efficientnet_lite0 in version 0.7" in "".join(capsys.readouterr())
+    assert "ImageNet weights of tf_efficientnet_lite0, from the package in version 0.7" in "".join(capsys.readouterr())
     for name, tensor in body.state_dict().items():
         assert torch.equal(tensor, detector.backbone.body.state_dict()[name])
     cost = pretraining_cost(detector, PACKAGE)

@@ -342,7 +342,8 @@ def _told(source: str | Path, file: WeightsFile, prefix: str) -> str:
     "How weights were read, where it is not plain; empty where it is"
     told = []
     if str(source) in PACKAGES:
-        told += [f"weights of {PACKAGES[str(source)].backbone} in version {packaged_weights(str(source))[1]} of it"]
+        version = packaged_weights(str(source))[1]
+        told += [f"ImageNet weights of {PACKAGES[str(source)].backbone}, from the package in version {version}"]
     told += [f"the tensors are those under {file.wrapping}"] if prefix and file.wrapping else []
     told += [prefix] if prefix else []
     told += ["its author is another than detectron2, so channels are read red first"] if file.red_first else []
