@@ -111,6 +111,70 @@ def _prepared(target: Target, image: Tensor, masks: Literal["polygons", "bitmaps
     moved = {key: value.to(image.device, non_blocking=True) for key, value in tensors.items()}
     return cast(PreparedTarget, {**made, **moved})
 
+# %% ../../nbs/39_detectors.ipynb #df4b0ff2
+def _check_images(images: list[Tensor]) -> None:
+    "Raises InputError if there is no image, or at the first that is not float [3, H, W]"
+    if not len(images):
+        raise InputError("the list of images is empty; a detector takes one image or more")
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise InputError(f"image {i}: is of type {type(image).__name__}; a detector takes tensors")
+        if not image.is_floating_point():
+            told = "a detector takes float in 0..1; divide bytes by 255"
+            raise InputError(f"image {i}: its type is {image.dtype}; {told}")
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise InputError(f"image {i}: its shape is {list(image.shape)}, not [3, H, W]")
+
+
+def _wrong_boxes(boxes: Tensor, crowd: Tensor | None) -> str:
+    "What is wrong with the boxes of an image; empty if nothing is"
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+        return f"its boxes are {boxes.dtype} {list(boxes.shape)}, not float [N, 4]"
+    if crowd is not None and (crowd.dtype != torch.bool or crowd.shape != (len(boxes),)):
+        return f"its crowd is {crowd.dtype} {list(crowd.shape)}, not torch.bool [{len(boxes)}]"
+    bad = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
+    if bad.any():
+        shown = [round(value, 2) for value in boxes[bad][0].tolist()]
+        return f"its box {shown} has no width and height above zero; boxes are x1, y1, x2, y2 in pixels"
+    return ""
+
+
+def _wrong_labels(labels: Tensor, number: int, classes: int) -> str:
+    "What is wrong with the labels of an image; empty if nothing is"
+    if labels.dtype != torch.int64 or labels.shape != (number,):
+        return f"its labels are {labels.dtype} {list(labels.shape)}, not torch.int64 [{number}]"
+    bad = (labels < 1) | (labels > classes)
+    return f"its label {labels[bad][0].item()} is not one of 1 to {classes}; 0 is the background" if bad.any() else ""
+
+
+def _wrong_parts(target: Target, size: tuple[int, ...], config: DetectorConfig) -> str:
+    "What is wrong with the masks and keypoints of an image; empty if nothing is"
+    number = len(target["boxes"])
+    masks, points = target.get("masks"), target.get("keypoints")
+    if config.masks and masks is None and "polygons" not in target:
+        return "it has neither masks nor polygons, and the detector learns masks"
+    if config.masks and masks is not None and masks.shape != (number, *size):
+        return f"its masks are {list(masks.shape)}, not {[number, *size]}"
+    if config.keypoints and (points is None or points.shape != (number, config.keypoints, 3)):
+        told = "missing" if points is None else list(points.shape)
+        return f"its keypoints are {told}, not {[number, config.keypoints, 3]}"
+    return ""
+
+
+def _check_targets(images: list[Tensor], targets: list[Target], config: DetectorConfig) -> None:
+    "Raises InputError at the first target that a detector cannot learn from"
+    if len(targets) != len(images):
+        raise InputError(f"{len(images)} images with {len(targets)} targets; each image takes one")
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        if not isinstance(target, dict):
+            raise InputError(f"target {i}: is of type {type(target).__name__}; a detector takes a dictionary an image")
+        if missing := [key for key in ("boxes", "labels") if not isinstance(target.get(key), Tensor)]:
+            raise InputError(f"target {i}: has no tensor of {' and none of '.join(missing)}")
+        boxes, labels = target["boxes"], target["labels"]
+        fault = _wrong_boxes(boxes, target.get("crowd")) or _wrong_labels(labels, len(boxes), config.num_classes)
+        if fault := fault or _wrong_parts(target, tuple(image.shape[1:]), config):
+            raise InputError(f"target {i}: {fault}")
+
 # %% ../../nbs/39_detectors.ipynb #603141fb
 def _with_pasted_masks(detections: Detections, height: int, width: int, way: str) -> Detections:
     "Detections with masks [D, 1, height, width] instead of [D, 28, 28]"
@@ -164,12 +228,14 @@ class Detector(nn.Module):
         draws: Draws | None = None,  # in training: what is sampled by; PyTorch's global generator without
     ) -> dict[str, Tensor] | list[Detections]:
         "In training a dict of scalar losses; in testing dicts of boxes, labels, scores, masks [D, 1, H, W], keypoints"
+        _check_images(images)
         if not self.training:
             way, found = self.config.conventions.mask_pasting, self.detect(images)
             parts = zip(found, images, strict=True)
             return [_with_pasted_masks(d, image.shape[1], image.shape[2], way) for d, image in parts]
         if targets is None:
             raise ValueError("a detector in training mode needs targets; call model.eval() to detect")
+        _check_targets(images, targets, self.config)
         return self.losses(images, targets, draws or Draws(()))
 
     def autocast(self) -> torch.autocast:

@@ -7,11 +7,10 @@ __all__ = ['peak_memory', 'StepCost', 'measure_step', 'dry_run', 'Speed', 'measu
            'expected_width', 'sizes_within', 'plan_hours']
 
 # %% ../../nbs/69_timing.ipynb #131fe2bc
-import resource
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -36,12 +35,16 @@ from ..training.processes import world_size
 # %% ../../nbs/69_timing.ipynb #3f2563cc
 def peak_memory(
     device: str,  # as `device_of` gives it
-) -> int:  # bytes
+) -> int | None:  # bytes; None where the system does not count them
     "The most memory that this process has had, on the GPU or in all"
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(ImportError):
+        import resource  # not there on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
 
 # %% ../../nbs/69_timing.ipynb #94ceb493
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class StepCost:
     images: int  # that were measured together
     seconds: float  # for them
     parameters: int  # bytes of weights
-    memory: int  # bytes that the peak rose by
+    memory: int | None  # bytes that the peak rose by; None where that is not known
 
 
 def _now(device: str) -> float:
@@ -73,7 +76,7 @@ def measure_step(
     keypoints = plan.detector.keypoints > 0
     samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, keypoints=keypoints)
     seed_everything(plan.seed)
-    before = peak_memory(execution.device)
+    before = peak_memory(execution.device) or 0
     model = build(plan.detector).to(execution.device).train()
     optimizer, begun = optimizer_of(model, settings=plan.updates), 0.0
     with closing(training_batches(samples, images, 0, 2, execution.workers, execution.device)) as batches:
@@ -84,8 +87,8 @@ def measure_step(
             optimizer.step()
     seconds = _now(execution.device) - begun
     parameters = sum(4 * parameter.numel() for parameter in model.parameters())
-    memory = peak_memory(execution.device) - before
-    return StepCost(images, seconds, parameters, memory)
+    peak = peak_memory(execution.device)
+    return StepCost(images, seconds, parameters, None if peak is None else peak - before)
 
 # %% ../../nbs/69_timing.ipynb #c6faddd4
 def _seconds(plan: Plan, cost: StepCost, iterations: int, train_set: Dataset, execution: Execution) -> float:
@@ -96,6 +99,15 @@ def _seconds(plan: Plan, cost: StepCost, iterations: int, train_set: Dataset, ex
     plain = measure_step(plan.before_switch, train_set, execution)
     before, after = (step.seconds / step.images * share for step in (plain, cost))
     return before * plan.switch_point + after * plan.cascade_last
+
+
+def _memory_told(cost: StepCost, together: int) -> str:
+    "The memory that a process takes for so many images, in words"
+    if cost.memory is None:
+        return "not known on this system"
+    fixed = 3 * cost.parameters  # weights, gradients, momentum
+    memory = fixed + max(0, cost.memory - fixed) * together / cost.images
+    return f"{memory / 1e9:.1f} GB a process for {together} images together, beside PyTorch and the data"
 
 
 def dry_run(
@@ -113,8 +125,6 @@ def dry_run(
     cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
     hours = _seconds(plan, cost, iterations, train_set, execution) / 3600
     together = min(share, execution.at_once or share)
-    fixed = 3 * cost.parameters  # weights, gradients, momentum
-    memory = fixed + max(0, cost.memory - fixed) * together / cost.images
     files = 2 * (len(runs) + (plan.cascade_last > 0)) + (len(plan.family.branch_points) if longest in runs else 0)
     return "\n".join(
         (
@@ -123,7 +133,7 @@ def dry_run(
             f"{seen['instances']:,} instances, {seen['pixels'] / 1e9:,.1f} Gpx",
             f"time: {hours:,.1f} hours, evaluations not counted; a step on {cost.images} images took "
             f"{cost.seconds:.2f} s here, a process takes {share} images an iteration",
-            f"memory: {memory / 1e9:.1f} GB a process for {together} images together, beside PyTorch and the data",
+            f"memory: {_memory_told(cost, together)}",
             f"checkpoints: {files} of {2 * cost.parameters / 1e9:.2f} GB",
         )
     )

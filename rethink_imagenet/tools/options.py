@@ -32,7 +32,7 @@ class DataOptions:
     images: str = ""  # folder of the images of both jsons, where the layout differs
     train_images: str = ""  # folder of the images to train on; goes before --images
     val_images: str = ""  # folder of the images to evaluate on; goes before --images
-    split: float = 0.0  # without images to evaluate on, hold back this share of one file, such as 0.2
+    split: float = 0.0  # hold back this share of a file's images to evaluate on, such as 0.2; the same at any --seed
     boxes_only: bool = False  # leave masks aside, such as where only some objects have them
     subset: int = 0  # train on so many images only; smaller subsets lie within larger ones
     strict: bool = False  # refuse data with boxes without area or images without objects
@@ -91,7 +91,7 @@ class FolderOptions:
 
     resume: bool = False  # go on with what is unfinished in --out, or begin where there is nothing
     accept: str = ""  # settings that may have changed since then, such as code,processes
-    overwrite: bool = False  # begin anew in --out
+    overwrite: bool = False  # remove --out and begin anew; refused if it holds a file that this library did not write
 
 # %% ../../nbs/72_options.ipynb #afef62ac
 def word(
