@@ -25,7 +25,7 @@ from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli, commands
-from rethink_imagenet.tools.options import COMMANDS, options_of
+from rethink_imagenet.tools.options import COMMANDS, options_of, settings_of
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 
@@ -49,7 +49,7 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     done = command("rethink_compare", *words, "--weights", weights, "--out", "out")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
-    assert "not the chance in training" in done.stdout and "random initialization" in done.stdout
+    assert "one detector from scratch against one from pre-training (body.pth): nothing learned" in done.stdout
     results = json.loads((out / "results.json").read_text())
     assert [(r["arm"], r["schedule"]) for r in results["runs"]] == [
         ("scratch", 2.0), ("scratch", 3.0), ("pretrained", 2.0), ("pretrained", 3.0)
@@ -67,6 +67,23 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     assert json.loads((out / "results.json").read_text())["runs"] == results["runs"]
     other = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--seed", 3)
     assert other.returncode == 2 and "of a run with other settings (seed 0, now 3)" in other.stderr
+
+    more = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--subsets", "4,all")
+    assert more.returncode == 0, more.stderr
+    (told,) = json.loads((out / "results.json").read_text())["amounts"]
+    assert [gap["images"] for gap in told["amounts"]["gaps"]] == [4, 10]
+    assert told["statement"] in more.stdout and told["statement"] in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("subsets", "told"),
+    [("few", "takes"), ("-2", "takes numbers"), ("3,3", "names a number twice"), ("3,99", "images to train on")],
+)  # fmt: skip
+def test_subsets_that_there_are_not(scenes: Path, tmp_path: Path, subsets: str, told: str) -> None:
+    typed = {"data": str(scenes), "model": "demo", "weights": "body.pth", "out": f"{tmp_path}/out", "subsets": subsets}
+    with pytest.raises(InputError, match=told):
+        commands._compare(settings_of("rethink_compare", typed))
+    assert not (tmp_path / "out").exists()
 
 
 def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None:

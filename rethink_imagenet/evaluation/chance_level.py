@@ -10,44 +10,39 @@ from typing import Any
 
 import numpy as np
 
+from ..data.datasets import Dataset
 from ..errors import InputError
 from .resampling import MARGIN, chance_of
 from .seeds import half_width
 from ..randomness import stream
 
 # %% ../../nbs/55_chance_level.ipynb #1cd16727
-def _parts_of_image(train: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    "Boxes [N, 4] in parts of width and height of their images, and categories [N], of all objects but crowds"
-    sizes = {image["id"]: (image.get("width"), image.get("height")) for image in train["images"]}
-    objects = [record for record in train["annotations"] if not record.get("iscrowd")]
-    for record in objects:
-        if not all(sizes.get(record["image_id"], (None, None))):
-            raise InputError(f"the image {record['image_id']} of the annotations to guess from has no width or height")
-    if not objects:
-        raise InputError("there is no object in the annotations to guess from")
-    scale = np.array([sizes[record["image_id"]] for record in objects], float)
-    boxes = np.array([record["bbox"] for record in objects], float) / np.tile(scale, 2)
-    return boxes, np.array([record["category_id"] for record in objects])
+def _parts_of_image(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    "Boxes [N, 4], x, y, width, height, in parts of their images, and categories [N], of all objects that count"
+    if not train.usable.any():
+        raise InputError(f"{train.source}: there is no object to guess from")
+    height, width = np.repeat(train.sizes, np.diff(train.starts), axis=0)[train.usable].T.astype(float)
+    x1, y1, x2, y2 = train.boxes[train.usable].T.astype(float)
+    boxes = np.stack([x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height], axis=1)
+    return boxes, np.array(train.category_ids)[train.labels[train.usable] - 1]
 
 # %% ../../nbs/55_chance_level.ipynb #114aef11
 def blind_detections(
-    train: dict[str, Any],  # COCO's tables of the training images
-    val: dict[str, Any],  # COCO's tables, of which only the sizes of images are looked at
+    train: Dataset,  # that was trained on
+    val: Dataset,  # to guess in; only the sizes of its images are looked at
     per_image: int = 100,  # guesses
     seed: int = 0,  # of the draws
 ) -> list[dict[str, Any]]:  # in COCO's results format
-    "What a detector guesses that has never seen an image. Raises InputError without objects or sizes of images"
+    "What a detector guesses that has never seen an image. Raises InputError without objects"
     boxes, categories = _parts_of_image(train)
     names, place, often = np.unique(categories, return_inverse=True, return_counts=True)
     found = []
-    for i, image in enumerate(val["images"]):
-        if not (image.get("width") and image.get("height")):
-            raise InputError(f"the image {image['id']} to guess on has no width or height")
+    for i, (image_id, (height, width)) in enumerate(zip(val.image_ids.tolist(), val.sizes.tolist(), strict=True)):
         picked = stream(seed, i).integers(len(boxes), size=per_image)
-        placed = boxes[picked] * np.tile([image["width"], image["height"]], 2)
+        placed = boxes[picked] * np.tile([width, height], 2)
         scores = often[place[picked]] / len(boxes)
         found += [
-            {"image_id": image["id"], "category_id": int(names[place[n]]), "bbox": box.tolist(), "score": float(score)}
+            {"image_id": image_id, "category_id": int(names[place[n]]), "bbox": box.tolist(), "score": float(score)}
             for n, box, score in zip(picked, placed, scores, strict=True)
         ]
     return found

@@ -119,16 +119,20 @@ class CaughtUp:
 
     @property
     def sentence(self) -> str:
-        "In words"
+        "In words, for an arm from scratch against one with pre-training"
         longest = self.differences[-1][0]
         if self.earliest is None:
-            return f"It has not caught up: still worse at {longest:g}x than the other arm at its best ({self.best:g}x)."
+            return (
+                f"Training from scratch has not caught up: it is still worse at {longest:g}x than "
+                f"pre-training at its best ({self.best:g}x)."
+            )
         if self.shown is None:
             after = (
                 f"at {self.earliest:g}x" if self.earliest == longest else f"between {self.earliest:g}x and {longest:g}x"
             )
-            return f"It may have caught up {after}, but that is not shown up to {longest:g}x."
-        shown = f"No worse from {self.shown:g}x on than the other arm at its best ({self.best:g}x)"
+            return f"Training from scratch may have caught up {after}, but that is not shown up to {longest:g}x."
+        best = f"pre-training at its best ({self.best:g}x)"
+        shown = f"Training from scratch is no worse than {best} from {self.shown:g}x on"
         return f"{shown}." if self.earliest == self.shown else f"{shown}, perhaps from {self.earliest:g}x on."
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'MARGIN', 'Ranking', 'Records', 'coco_records', 'voc_records', 'resampled_ap', 'draw_images', 'Difference',
-           'resampled_runs', 'chance_of', 'paired_bootstrap', 'Verdict', 'verdict', 'verdict_of', 'catches_up']
+           'resampled_runs', 'chance_of', 'interval_of', 'difference_between', 'paired_bootstrap', 'Verdict', 'verdict',
+           'verdict_of']
 
 # %% ../../nbs/54_resampling.ipynb #e55c5c6c
 from collections.abc import Sequence
@@ -238,31 +239,46 @@ def chance_of(
     return Chance(first[:, 0], second[:, 0], np.cov(known))
 
 
+def interval_of(
+    first: np.ndarray,  # [R1, 1 + B] AP of the runs of one arm, as `resampled_runs` gives it
+    second: np.ndarray,  # [R2, 1 + B] AP of the runs of the other arm, on the same resamples, in the order of seeds
+    level: float = 0.95,  # in 0..1
+) -> tuple[float, float]:
+    "The interval of the difference of means, for images and training; for images alone with one run in an arm"
+    if min(len(first), len(second)) == 1:
+        tails = [50 * (1 - level), 50 * (1 + level)]
+        low, high = np.nanpercentile(first[:, 1:].mean(axis=0) - second[:, 1:].mean(axis=0), tails).tolist()
+        return low, high
+    difference = float(first[:, 0].mean() - second[:, 0].mean())
+    half = float(half_width(chance_of(first, second), level))
+    return difference - half, difference + half
+
+
+def difference_between(
+    first: np.ndarray,  # [R1, 1 + B] AP of the runs of one arm, as `resampled_runs` gives it
+    second: np.ndarray,  # [R2, 1 + B] AP of the runs of the other arm, on the same resamples, in the order of seeds
+    kind: str,  # "box", "mask", "keypoint" or "voc"
+    images: int,  # evaluated on
+    figure: str = "ap",  # of `FIGURES`
+    look: int = 1,  # at a study that grows, from 1; later looks have a higher level
+) -> Difference:
+    "The difference of two arms' AP, with its interval"
+    level, (one, other) = level_at_look(look), (float(arm[:, 0].mean()) for arm in (first, second))
+    interval, runs = interval_of(first, second, level), (len(first), len(second))
+    return Difference(kind, figure, one, other, one - other, interval, level, images, runs, first.shape[1] - 1, look)
+
+
 def paired_bootstrap(
     first: Sequence[Records],  # of the runs of one arm, such as from scratch
     second: Sequence[Records],  # of the runs of the other arm, such as pre-trained, in the same order of seeds
     figure: str = "ap",  # of `FIGURES`
     resamples: int = 1000,  # to draw
     seed: int = 0,  # of the draws
-    level: float = 0.95,  # of the interval at the first look, in 0..1
     look: int = 1,  # at a study that grows, from 1; later looks have a higher level
 ) -> Difference:
     "The difference of two arms' AP with an interval for images and, of several runs, for training. Raises InputError"
-    level = level_at_look(look, level)
     ap = resampled_runs([*first, *second], figure, resamples, seed)
-    arms = ap[: len(first)], ap[len(first) :]
-    means = [float(arm[:, 0].mean()) for arm in arms]
-    difference = means[0] - means[1]
-    if min(map(len, arms)) == 1:
-        tails = [50 * (1 - level), 50 * (1 + level)]
-        low, high = np.nanpercentile(arms[0][:, 1:].mean(axis=0) - arms[1][:, 1:].mean(axis=0), tails).tolist()
-    else:
-        half = float(half_width(chance_of(*arms), level))
-        low, high = difference - half, difference + half
-    return Difference(
-        first[0].kind, figure, means[0], means[1], difference, (low, high), level, len(first[0].image_ids),
-        (len(first), len(second)), resamples, look,
-    )  # fmt: skip
+    return difference_between(ap[: len(first)], ap[len(first) :], first[0].kind, len(first[0].image_ids), figure, look)
 
 # %% ../../nbs/54_resampling.ipynb #acdf36c2
 MARGIN = 0.5  # AP; a smaller loss does not matter
@@ -334,9 +350,7 @@ def verdict(
     if not margin > 0 or not low <= high:
         raise ValueError(f"no verdict from the margin {margin} and the interval {interval}")
     word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
-    open_claim, claim = f"{arms[0]} against {arms[1]}: undecided", f"{arms[0]} is {word} than {arms[1]}"
-    figures = _figures(difference, interval, margin, images, what, level)
-    said = f"{open_claim if word == 'undecided' else claim} {figures}."
+    said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
     return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}", margin)
 
 # %% ../../nbs/54_resampling.ipynb #6eaa4e5e
@@ -366,15 +380,3 @@ def verdict_of(
         return Verdict("nothing learned", lost, shown, margin)
     said = verdict(*parts, found.runs, found.images, what, arms, found.level)
     return replace(said, shown=f"{said.shown}{_looked(found.look, found.level)}")
-
-# %% ../../nbs/54_resampling.ipynb #ac6bb264
-def catches_up(
-    curve: Sequence[tuple[int, float | None]],  # (iteration, AP) of the arm in question
-    other: Sequence[tuple[int, float | None]],  # of the arm to be reached; its last AP is what counts
-) -> int | None:  # None if it never does
-    "The first evaluated iteration at which a curve reaches the final AP of another. Raises ValueError without one"
-    known = [(iteration, ap) for iteration, ap in other if ap is not None]
-    if not known:
-        raise ValueError("the curve to be reached has no evaluation")
-    final = max(known, key=lambda point: point[0])[1]
-    return min((iteration for iteration, ap in curve if ap is not None and ap >= final), default=None)

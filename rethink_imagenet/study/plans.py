@@ -82,6 +82,14 @@ class Plan:
         rules = self.detector.conventions
         return Schedule.times(n, self.unit, rate, self.factor, rules.warmup, rules.warmup_factor)
 
+    def on_part(
+        self,
+        share: float,  # of the images, in 0..1
+    ) -> "Plan":
+        "The plan for a part of the images: its 1x is shorter by the square root of the share"
+        shorter = {"unit": max(1, round(self.unit * share**0.5)), "cascade_last": round(self.cascade_last * share**0.5)}
+        return replace(self, **shorter)
+
     @property
     def updates(self) -> UpdateSettings:
         "How biases and norms learn, by the detector's conventions"

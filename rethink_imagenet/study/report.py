@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'NAMES', 'QUESTION', 'CURVES', 'LOSSES', 'Table', 'legend_entries', 'draw_curves', 'curves_plot',
            'draw_losses', 'losses_plot', 'difference_plot', 'table_rows', 'table_of', 'title_of', 'caution_of',
-           'curves_picture', 'bars_picture', 'picture_of', 'png', 'cost_columns', 'cost_sentence', 'html_page',
-           'text_report', 'write_report']
+           'curves_picture', 'bars_picture', 'picture_of', 'png', 'cost_columns', 'cost_sentence', 'further_findings',
+           'html_page', 'text_report', 'write_report']
 
 # %% ../../nbs/67_report.ipynb #c7b98844
 import base64
@@ -293,6 +293,8 @@ footer{color:#666;font-size:.85rem;margin-top:2rem}code{overflow-wrap:anywhere}<
 {% for sentence, statement in verdicts %}
 <p class="verdict">{{ sentence }}</p><p>{{ statement }}</p>
 {% endfor %}
+{% for statement in further %}<p>{{ statement }}</p>
+{% endfor %}
 {% for text, plot in plots %}
 <img alt="{{ text }}" src="data:image/png;base64,{{ plot }}">
 {% endfor %}
@@ -351,7 +353,7 @@ Table = tuple[str, list[dict[str, str]], list[str]]  # title, rows, notes
 
 
 def _difference_rows(found: list[Judgement]) -> list[dict[str, str]]:
-    "Each difference with its interval, and when the arm from scratch caught up"
+    "Each difference with its interval"
     rows = []
     for one in found:
         low, high = one["interval"]
@@ -360,8 +362,7 @@ def _difference_rows(found: list[Judgement]) -> list[dict[str, str]]:
         row |= {"runs": " / ".join(map(str, one["seeds"]))} if max(one["seeds"]) > 1 else {}
         row |= {"AP": KINDS[one["kind"]][0], "from scratch minus pre-trained": f"{one['difference']:+.2f}"}
         row |= {f"{100 * one['level']:g} % interval": f"{low:+.2f} to {high:+.2f}", "from scratch is": one["word"]}
-        caught_up = "not in its schedule" if one["caught_up"] is None else f"{one['caught_up']:,}"
-        rows.append(row | {"reaches the final AP of the pre-trained at iteration": caught_up})
+        rows.append(row)
     return rows
 
 
@@ -415,6 +416,19 @@ def _tables(results: StudyResults) -> list[Table]:
     ]
 
 
+def further_findings(
+    results: StudyResults,  # what results.json of a study holds
+) -> list[str]:
+    "What the schedules and the amounts of data tell beside the verdict, a paragraph each"
+    several = len({one["images_of"] for one in results["courses"]}) > 1
+    found = []
+    for one in results["courses"]:
+        amount = f"trained on {one['images_of']:,} images" if several else ""
+        found.append(": ".join(filter(None, (one["system"], amount, one["statement"]))))
+    found += [": ".join(filter(None, (more["system"], more["statement"]))) for more in results["amounts"]]
+    return [f"{text[0].upper()}{text[1:]}" for text in found]
+
+
 def html_page(
     results: StudyResults,  # what results.json of a study holds
 ) -> str:
@@ -423,8 +437,8 @@ def html_page(
     shown = results["differences"] if results["figure"] else [results["verdict"]]
     verdicts = [(": ".join(filter(None, (one["system"], one["sentence"]))), one["statement"]) for one in shown if one]
     known = {"title": title_of(results), "caution": caution_of(results["scale"]), "verdicts": verdicts, "plots": images,
-             "tables": _tables(results), "origins": results["data"], "command": results["command"],
-             "versions": results["versions"]}  # fmt: skip
+             "further": further_findings(results), "tables": _tables(results), "origins": results["data"],
+             "command": results["command"], "versions": results["versions"]}  # fmt: skip
     return Environment(autoescape=True, trim_blocks=True).from_string(_PAGE).render(known)
 
 
@@ -438,7 +452,8 @@ def text_report(
         costs = "" if one["system"] in lines else f"\n{_cost_words(results['costs'][one['system']])}"
         named = ": ".join(filter(None, (one["system"], one["sentence"])))
         lines[one["system"]] = lines.get(one["system"], "") + f"{named}\n{one['statement']}{costs}\n"
-    said = (title_of(results), table, "".join(lines.values()).rstrip(), caution_of(results["scale"]))
+    further = "\n".join(further_findings(results))
+    said = (title_of(results), table, "".join(lines.values()).rstrip(), further, caution_of(results["scale"]))
     return "\n\n".join(filter(None, said))
 
 # %% ../../nbs/67_report.ipynb #a4884dc1

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.coco import trainable
 from ..data.datasets import Dataset
 from ..data.loading import EvaluationSamples, TrainingSamples
-from ..data.splits import fingerprint, select
+from ..data.splits import fingerprint, nested_subset, select
 from ..data.transforms import resized_size
 from ..detection.cascade import switch_to_cascade
 from ..detection.detectors import Detector, DetectorConfig, build, check_from_scratch
@@ -547,23 +548,33 @@ class Study:
         return next(arm for arm in self.arms if arm.name == name)
 
 
+def _part(experiment: Experiment, number: int) -> Experiment:
+    "The same on some of the images; which ones, follows from the seed, and smaller parts lie within larger ones"
+    whole = experiment.train_set
+    share = number / len(trainable(whole))
+    part = nested_subset(whole, number, experiment.plan.seed)
+    return replace(experiment, train_set=part, plan=experiment.plan.on_part(share))
+
+
 def comparison_of(
     experiment: Experiment,  # the pre-trained arm's, from the first seed
     seeds: int = 1,  # runs of each arm on each schedule, from seeds that follow each other
+    subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
 ) -> Study:
-    "The study with one system: both arms on all schedules; runs of one seed share the order of images and all draws"
+    "The study with one system: both arms on all schedules; runs of one seed share images, their order and all draws"
     arms = []
     for seed in range(experiment.plan.seed, experiment.plan.seed + seeds):
-        own = replace(experiment, plan=replace(experiment.plan, seed=seed))
+        whole = replace(experiment, plan=replace(experiment.plan, seed=seed))
         name = "" if seed == experiment.plan.seed else f"-seed{seed}"
-        arms += [Arm(f"scratch{name}", replace(own, weights="")), Arm(f"pretrained{name}", own)]
-    amount, cells = len(experiment.train_set), []
-    for kind in ("scratch", "pretrained"):
-        own_arms = [arm for arm in arms if arm.experiment.arm == kind]
-        cells += [
-            Cell("", kind, n, amount, arm.experiment.plan.seed, arm.name)
-            for n in sorted(experiment.plan.schedules) for arm in own_arms
-        ]  # fmt: skip
+        parts = [(f"-{number}images", _part(whole, number)) for number in sorted(subsets, reverse=True)]
+        for part, own in [("", whole), *parts]:
+            arms += [Arm(f"scratch{part}{name}", replace(own, weights="")), Arm(f"pretrained{part}{name}", own)]
+    order = {len(arm.experiment.train_set): None for arm in arms}
+    cells = [
+        Cell("", kind, n, amount, arm.experiment.plan.seed, arm.name)
+        for amount in order for kind in ("scratch", "pretrained") for n in sorted(experiment.plan.schedules)
+        for arm in arms if (arm.experiment.arm, len(arm.experiment.train_set)) == (kind, amount)
+    ]  # fmt: skip
     return Study(tuple(arms), tuple(cells))
 
 # %% ../../nbs/63_studies.ipynb #9202b553

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..data.coco import read_image_info, read_json
+from ..data.coco import read_image_info, read_json, trainable
 from ..data.datasets import Dataset
 from ..data.images import faults_in_a_line, look_at_files, read_image_files
 from ..data.loading import EvaluationSamples
@@ -273,6 +273,23 @@ def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
     return ladder
 
 
+def _amounts(subsets: str, train_set: Dataset | None) -> tuple[int, ...]:
+    "The numbers of images that were typed, the word all left out; without data only their form is looked at"
+    words = [word.strip() for word in subsets.split(",") if word.strip() != "all"] if subsets else []
+    if not all(word.isdecimal() and 0 < int(word) < 10**9 for word in words):
+        raise InputError(f'--subsets "{subsets}": takes numbers of images with commas between, such as 250,500,1000')
+    amounts = sorted(map(int, words))
+    if len(set(amounts)) < len(amounts):
+        raise InputError(f'--subsets "{subsets}": names a number twice')
+    whole = len(trainable(train_set)) if train_set else 0
+    if train_set and amounts and amounts[-1] >= whole:
+        raise InputError(
+            f"--subsets {subsets}: {train_set.source} has {whole:,} images to train on, and all are trained on anyway; "
+            "name smaller numbers"
+        )
+    return tuple(amounts)
+
+
 def _changed(plan: Plan, options: DetectorOptions) -> dict[str, Any]:
     "The fields of a plan that were set otherwise. Raises InputError"
     names = ("unit", "batch", "rate", "short", "long", "seed")
@@ -446,7 +463,7 @@ def _pretrained(
 # %% ../../nbs/73_commands.ipynb #19c20a02
 _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "boxes_only", "subset", "model", "batch",
             "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid",
-            "seeds"}  # fmt: skip
+            "seeds", "subsets"}  # fmt: skip
 
 
 def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
@@ -583,11 +600,13 @@ def _compare(settings: Compare | Tune) -> None:
         _check_comparison(how, settings.margin)
         if not 1 <= settings.seeds <= 100:
             raise InputError(f"--seeds {settings.seeds}: takes a number from 1 to 100")
+        subsets = settings.subsets if isinstance(settings, Compare) else ""
         grid = read_grid(settings.grid) if settings.grid else {}
         target = _target(settings.how, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
         spread = spread_out(execution, settings)
         sets = _read_to_train(source, settings.detector.seed)
+        _amounts(subsets, sets[0] if sets else None)
         plan = _plan(settings, sets, weights, settings.schedules, target)
         if weights:
             load_weights(build(plan.detector), weights)
@@ -598,11 +617,13 @@ def _compare(settings: Compare | Tune) -> None:
             inputs = _inputs(settings, weights, how.crops)
             prepare_folder(folder, _config(settings, more, plan), settings.folder, inputs, _repeatable(settings))
     train_set, val_set = sets or _embedded(folder, source.subset, settings.detector.seed)
+    with fail_together():
+        amounts = _amounts(subsets, train_set)
     start = weights or _pretrained(folder, how, plan, execution)
     experiment, tuning = Experiment(plan, train_set, val_set, folder, start, spread), None
     if grid:
         plan, tuning = tune(experiment, grid)
-    results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds)
+    results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds, amounts)
     _say_shared(sets)
     if is_first():
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")

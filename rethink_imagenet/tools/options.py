@@ -124,6 +124,8 @@ class Compare:
         files that lie elsewhere
     rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --resume
         two more runs of each arm, so that the interval covers the chance in training
+    rethink_compare --data mydata --model small --out runs/mydata --subsets 250,500,1000
+        both arms on 250, 500, 1000 and all images: from how many on does training from scratch do?
     rethink_compare figure1 --data coco --out runs/figure1
         all recipes of a figure or table of the paper, trunk and branches shared, beside the paper's numbers
     rethink_compare figure5 --data coco --weights resnet101=R101.pth --out runs/figure5
@@ -143,6 +145,7 @@ class Compare:
     detector: DetectorOptions = DetectorOptions()
     schedules: str = ""  # lengths of training in multiples of 1x, such as 2,4,6
     seeds: int = 1  # runs of each arm; with several the interval covers the chance in training; more can follow
+    subsets: str = ""  # numbers of images to train on as well as on all, such as 250,500,1000; each seed draws its own
     scale: float = 1.0  # of a figure: sides and batch so much smaller, iterations and images by its square
     pretraining: PretrainingOptions = PretrainingOptions()
     grid: str = ""  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
