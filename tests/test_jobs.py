@@ -309,6 +309,49 @@ def test_a_cluster_that_refuses(
         assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+# What stands for SLURM: a queue that begins each job at once, on this machine.
+SLURM = {
+    "sbatch": """id=$(($(ls "$QUEUE" | grep -c script) + 1)); cp "$1" "$QUEUE/$id.script"
+SLURM_JOB_ID=$id setsid bash -c 'echo $$ >$QUEUE/$SLURM_JOB_ID.pid; bash $QUEUE/$SLURM_JOB_ID.script
+    touch $QUEUE/$SLURM_JOB_ID.done' </dev/null >"$QUEUE/$id.out" 2>&1 &
+echo "Submitted batch job $id"
+""",
+    "srun": """while [[ $1 == --* ]]; do case $1 in --output | --error) shift 2 ;; *) shift ;; esac; done
+export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1; exec "$@"
+""",
+    "sacct": """echo "JobID|State|NodeList"; for job in "$QUEUE"/*.script; do id=$(basename "$job" .script)
+    [ -e "$QUEUE/$id.done" ] && echo "$id|FAILED|here" || echo "$id|RUNNING|here"; done
+""",
+    "scancel": """kill -TERM -- "-$(cat "$QUEUE/$1.pid")"
+""",
+}
+
+
+def test_jobs_in_the_queue_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other where one needs the other; a fault cancels what goes on, which saves."""
+    (tmp_path / "queue").mkdir()
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    monkeypatch.setenv("QUEUE", str(tmp_path / "queue"))
+    beside, order = tmp_path / "beside", tmp_path / "order"
+    jobs = [
+        Job("first", partial(note, order, "first")),
+        Job("beside", partial(work_until_asked, beside)),
+        Job("second", partial(note, order, "second"), ("first",)),
+        Job("waits", partial(wait_for, tmp_path / "beside.begun"), ("second",)),
+        Job("bad", partial(fail, InputError, "a.json: no such file"), ("waits",)),
+    ]
+    with pytest.raises(InputError, match=r"^bad: a.json: no such file$"):
+        submit_jobs(jobs, read_cluster("partition=small,mem=4GB"), tmp_path / "jobs", 0.1)
+    assert order.read_text().split() == ["first", "begins", "first", "ends", "second", "begins", "second", "ends"]
+    wait_for(beside)
+    script = (tmp_path / "queue" / "1.script").read_text()
+    assert "--partition=small" in script and "--mem=4GB" in script and "--time=1440" in script
+
+
 # Kills
 
 
