@@ -4,11 +4,13 @@ import json
 import re
 import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -128,7 +130,7 @@ def test_sizes_as_stored_are_counted_and_explained(tmp_path: Path, capsys: pytes
     assert err.count("\n") == 1 and "would refuse these data: 3" in err
     page = (tmp_path / "data.html").read_text()
     assert "as it is seen" in page and "as it is stored" in page and "<script" not in page
-    options = {"data": root, "model": "small", "device": "cpu", "out": tmp_path / "run"}
+    options = {"data": root, "model": "demo", "device": "cpu", "out": tmp_path / "run"}
     status, out, err = told(capsys, cli.rethink_train, **options)
     assert status == 2 and "3 of 3 images cannot be used, 3 because of their orientation" in err
     assert not (tmp_path / "run").exists()
@@ -192,7 +194,7 @@ def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
     assert {kind: len(pairs) for kind, pairs in found.pairs.items() if pairs} == {how: 1}
     _, out, _ = told(capsys, cli.rethink_data, data=root)
     assert f"1 of 2 images to evaluate on are trained on as well (1 {how}; such as 1.jpg" in out
-    options = {"data": root, "model": "small", "short": 32, "unit": 1, "schedule": "1", "batch": 1, "workers": 0}
+    options = {"data": root, "model": "demo", "short": 32, "unit": 1, "schedule": "1", "batch": 1, "workers": 0}
     _, out, _ = told(capsys, cli.rethink_train, **options, device="cpu", dry_run=True)
     assert "caution: 1 of 2 images to evaluate on are trained on as well" in out
 
@@ -567,6 +569,50 @@ def test_a_fault_leaves_no_folder(trained: Path, tmp_path: Path, capsys: pytest.
     assert status == 0 and (out / "detections.json").is_file(), err
     status, _, err = told(capsys, cli.rethink_eval, **same, data=root)
     assert status == 2 and "is not empty; name another with --out" in err
+
+
+def test_names_of_categories_are_printable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What colours a terminal, breaks lines or goes on for ever is kept out of tables, pictures and messages."""
+    root = coco(tmp_path / "set")
+    for split in ("train", "val"):
+        path = root / f"annotations/instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = f"\x1b[31m\n{'v' * 10**6}"
+        path.write_text(json.dumps(content))
+    train, val = read_splits(root)
+    assert train.category_names[0] == f"\\x1b[31m {'v' * 200}...{'v' * 40}"
+    assert evaluate(val, [], False, False)["box"]["ap"] == 0
+    status, out, _ = told(capsys, cli.rethink_data, data=root)
+    assert status == 0 and "\x1b" not in out and max(map(len, out.splitlines())) < 1000
+
+
+def test_a_typed_name_may_be_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("data", "weights"):
+        status, _, err = told(capsys, cli.rethink_train, **{option: "x" * 5000}, device="cpu", out=tmp_path / "out")
+        assert status == 2 and "xxx: File name too long; name another" in err and len(err) < 1000
+        assert len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [cli.rethink_train, cli.rethink_compare, cli.rethink_pretrain])
+def test_what_would_stay_random_is_refused_before_a_folder_is_made(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"norm": "frozen_bn", "device": "cpu", "out": tmp_path / "out"}
+    status, _, err = told(capsys, command, **settings)
+    assert status == 2 and "from scratch nothing may be frozen (frozen_bn" in err and not (tmp_path / "out").exists()
+
+
+def test_a_detector_that_finds_nothing_is_submitted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": next((trained / "runs").glob("*x")), "data": coco(tmp_path / "set"), "device": "cpu"}
+    options |= {"submission": "mine", "workers": 0, "out": tmp_path / "out"}
+    with patch("rethink_imagenet.tools.commands.predict", return_value=[]):
+        status, out, err = told(capsys, cli.rethink_eval, **options)
+    assert status == 0 and "box  ap 0.00" in out, err
+    (sent,) = (tmp_path / "out").rglob("*_mine_results.zip")
+    with zipfile.ZipFile(sent) as archive:
+        assert [json.loads(archive.read(name)) for name in archive.namelist()] == [[]]
 
 
 def test_a_share_that_was_held_back_is_evaluated_again(

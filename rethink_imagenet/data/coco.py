@@ -28,7 +28,7 @@ from pycocotools import mask as coco_mask
 
 from .datasets import Dataset, Polygons, trace
 from .run_lengths import are_sound
-from ..errors import InputError
+from ..errors import InputError, printable
 
 # %% ../../nbs/13_coco.ipynb #63c31b11
 @contextlib.contextmanager
@@ -150,7 +150,9 @@ class FileFinder:
         folder: Path,  # of the files
     ):
         self.folder = folder
-        self.names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        entries = list(os.scandir(folder)) if folder.is_dir() else []
+        self.names = {entry.name for entry in entries}
+        self._files = {entry.name for entry in entries if not entry.is_symlink()}
 
     @cached_property
     def _below(self) -> list[str]:
@@ -177,6 +179,32 @@ class FileFinder:
             return name
         fitting = self._by_spelling.get(_spelled(name), [])
         return fitting[0] if len(fitting) == 1 else None
+
+    @cached_property
+    def _bounds(self) -> tuple[str, str]:
+        "The folder and the one around it, without links"
+        real = os.path.realpath(self.folder)
+        return real, os.path.dirname(real)
+
+    @cached_property
+    def _real(self) -> dict[str, str]:
+        "Folders below, without links, as far as they were asked for"
+        return {}
+
+    def leads_to(
+        self,
+        name: str,  # of a file that is there, relative to the folder
+    ) -> str:  # empty where it stays in the folder, or in the one around it, which holds the other splits
+        "The place outside of the data set that a link leads to"
+        if name in self._files:
+            return ""
+        path = os.path.join(self.folder, name)
+        within = os.path.dirname(path)
+        if within not in self._real:
+            self._real[within] = os.path.realpath(within)
+        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(self._real[within], "file")
+        stays = any(real.startswith(os.path.join(bound, "")) for bound in self._bounds)
+        return "" if stays else os.path.realpath(path)
 
     def nearest(
         self,
@@ -208,6 +236,11 @@ def _file_meant(file: str, finder: FileFinder, name: str) -> str:
         raise InputError(
             f"{name}: {finder.folder / file} is missing{f', nearest: {near}' if near else ''}; put it there, or say "
             "with --images where the images of a json are"
+        )
+    if outside := finder.leads_to(found):
+        raise InputError(
+            f"{name}: {finder.folder / found} is a link that leaves the data set, to {outside}; put the file itself "
+            "there, or say with --images where the images of a json are"
         )
     return found
 
@@ -383,7 +416,7 @@ def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...],
         raise InputError(f"{source}: lists no categories")
     ids = np.array(_column(records, "id", int, name), np.int64)
     _check_unique(ids, name)
-    names = _column(records, "name", str, name)
+    names = [printable(one) for one in _column(records, "name", str, name)]
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise InputError(

@@ -25,7 +25,7 @@ from PIL import Image
 
 from .coco import LARGEST_IMAGE, assemble
 from .datasets import Dataset
-from ..errors import InputError
+from ..errors import InputError, printable
 
 # %% ../../nbs/16_images.ipynb #5f0c1a01
 READ = TypeVar("READ")
@@ -257,7 +257,7 @@ def look_at_files(
             headers[m] = header = read_header(path)
             fault = fault_of_size(header, size, dataset.source)
             if fault or header.deep:
-                faults[m] = f"{path}: {fault or 'has more than 8 bits a channel; convert it to 8 bits'}"
+                faults[m] = printable(f"{path}: {fault or 'has more than 8 bits a channel; convert it to 8 bits'}")
             elif decode:
                 load_image(dataset, m)
         except InputError as error:

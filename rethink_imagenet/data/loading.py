@@ -195,6 +195,8 @@ class _Positions:
 
 def _is_there(process: int) -> bool:
     "Whether a process of ours has that number"
+    if os.name == "nt":  # signal 0 is Ctrl-C there; PyTorch looks after its workers itself
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, PermissionError):

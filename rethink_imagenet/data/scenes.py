@@ -8,8 +8,9 @@ __all__ = ['SCENE_SHAPES', 'CROP_SHAPES', 'KEYPOINTS', 'SKELETON', 'place', 'ras
 
 # %% ../../nbs/11_scenes.ipynb #45f1720a
 import json
-import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,19 @@ def coco_categories() -> list[dict[str, Any]]:  # COCO's "categories"
     return categories
 
 # %% ../../nbs/11_scenes.ipynb #c5a7a1ad
+@contextmanager
+def _set_aside(folder: Path) -> Iterator[Path]:
+    "A new folder to draw into, which becomes `folder` when it is complete. Raises FileExistsError"
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as aside:
+        partial = Path(aside) / folder.name
+        partial.mkdir()
+        yield partial
+        partial.rename(folder)
+
+
 def _write_split(folder: Path, split: str, number: int, seed: int, side: int) -> None:
     "Images and annotations of one split of the scenes"
     images: list[dict[str, Any]] = []
@@ -288,14 +302,11 @@ def write_scenes(
 ) -> Path:  # `folder`
     "Draw a data set of scenes into `folder`, laid out as COCO is. Raises FileExistsError"
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "annotations").mkdir(parents=True)
-    for split, number, split_seed in (("train", train, 2 * seed), ("val", val, 2 * seed + 1)):
-        _write_split(partial, split, number, split_seed, side)
-    return partial.rename(folder)
+    with _set_aside(folder) as partial:
+        (partial / "annotations").mkdir()
+        for split, number, split_seed in (("train", train, 2 * seed), ("val", val, 2 * seed + 1)):
+            _write_split(partial, split, number, split_seed, side)
+    return folder
 
 # %% ../../nbs/11_scenes.ipynb #528e4181
 def write_crops(
@@ -306,13 +317,10 @@ def write_crops(
 ) -> Path:  # `folder`
     "Draw crops into `folder`, one sub-folder for each class. Raises FileExistsError"
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for label in CROP_SHAPES:
-        (partial / label).mkdir(parents=True)
-    for index in tqdm(range(number), desc="drawing crops", leave=False, disable=None):
-        pixels, label = draw_crop(seed, index, side)
-        Image.fromarray(pixels).save(partial / label / f"{index:06d}.png", compress_level=1)
-    return partial.rename(folder)
+    with _set_aside(folder) as partial:
+        for label in CROP_SHAPES:
+            (partial / label).mkdir()
+        for index in tqdm(range(number), desc="drawing crops", leave=False, disable=None):
+            pixels, label = draw_crop(seed, index, side)
+            Image.fromarray(pixels).save(partial / label / f"{index:06d}.png", compress_level=1)
+    return folder

@@ -264,15 +264,20 @@ class Shared:
     pairs: dict[str, list[tuple[str, str]]]  # by how they were found: names in the one and in the other
     images: int  # to evaluate on
 
+    @property
+    def number(self) -> int:
+        "How many of the images to evaluate on are trained on as well"
+        return sum(map(len, self.pairs.values()))
+
     def __str__(self) -> str:
         "A line that says it; empty if there are none"
         found = {how: pairs for how, pairs in self.pairs.items() if pairs}
         if not found:
             return ""
         (one, other), *_ = next(iter(found.values()))
-        number, ways = sum(map(len, found.values())), ", ".join(f"{len(p):,} {kind}" for kind, p in found.items())
+        ways = ", ".join(f"{len(p):,} {kind}" for kind, p in found.items())
         return (
-            f"{number:,} of {self.images:,} images to evaluate on are trained on as well ({ways}; "
+            f"{self.number:,} of {self.images:,} images to evaluate on are trained on as well ({ways}; "
             f"such as {one} and {other}); AP on them says nothing about new images"
         )
 

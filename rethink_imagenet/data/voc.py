@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from .coco import FileFinder, are_numbers, assemble, finish
 from .datasets import Dataset
-from ..errors import InputError
+from ..errors import InputError, printable
 
 # %% ../../nbs/14_voc.ipynb #86445baf
 def _number(element: ElementTree.Element, path: str, where: str) -> float:
@@ -32,7 +32,7 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
 
 def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     "COCO's annotation of one object, still without ids"
-    name = (element.findtext("name") or "").strip()
+    name = printable((element.findtext("name") or "").strip())
     if not name:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
@@ -63,7 +63,8 @@ def _voc_image(xml: Path, finder: FileFinder) -> tuple[dict[str, Any], list[dict
         raise InputError(f"{xml}: not an XML file that can be read ({error})") from None
     size = {key: int(_number(root, f"size/{key}", str(xml))) for key in ("width", "height")}
     if min(size.values()) < 1:
-        raise InputError(f"{xml}: its size {size['width']} x {size['height']} is not positive")
+        told = f"its size is {size['width']} x {size['height']}, as some tools leave it"
+        raise InputError(f"{xml}: {told}; write the width and height of its image in pixels into it")
     objects = [_voc_object(element, f"{xml}: object {i}") for i, element in enumerate(root.findall("object"))]
     return {"file_name": _image_of(xml, root, finder), **size}, objects
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..data.datasets import Dataset
+from ..data.splits import Shared, shared_images
 from ..detection.detectors import build
 from ..errors import InputError
 from ..evaluation.resampling import MARGIN
@@ -27,6 +28,7 @@ from rethink_imagenet.study.recipes import (
 )
 from .studies import Arm, Cell, Study
 from .verdicts import StudyResults, carry_out
+from ..training.processes import is_first
 
 # %% ../../nbs/68_figures.ipynb #7f1fed10
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Part:
     train_set: Dataset
     val_set: Dataset
     weights: str = ""  # of the body: a file or a tag of timm; "" from scratch
+    shared: Shared | None = None  # images that are in both sets, where they have been looked for
 
     @property
     def name(self) -> str:
@@ -69,13 +72,15 @@ def parts_of(
 ) -> list[Part]:
     "What there is to train for a figure, in an order in which each has what it goes on from. Raises InputError"
     parts: list[Part] = []
-    known: dict[tuple[str, int, int], tuple[Dataset, Dataset]] = {}
+    known: dict[tuple[str, int, int], tuple[Dataset, Dataset, Shared | None]] = {}
     for training in trainings(recipes):
         recipe = training.recipes[0]
         key = recipe.data, recipe.images, recipe.evaluated
         if key not in known:
-            known[key] = read(recipe)
-        parts.append(Part(training, plan_for(training.recipe, known[key][0]), *known[key]))
+            sets = read(recipe)
+            known[key] = *sets, shared_images(*sets) if is_first() else None
+        train_set, val_set, shared = known[key]
+        parts.append(Part(training, plan_for(training.recipe, train_set), train_set, val_set, shared=shared))
     return parts
 
 # %% ../../nbs/68_figures.ipynb #3ad386c2
@@ -147,7 +152,7 @@ def study_of(
     arms, cells, place = [], [], {name: i for i, name in enumerate(RECIPES)}
     for part in parts:
         source, sets = part.goes_on_from(parts), (part.train_set, part.val_set)
-        experiment = Experiment(part.plan, *sets, Path(folder), part.weights, execution)
+        experiment = Experiment(part.plan, *sets, Path(folder), part.weights, execution, part.shared)
         arms.append(Arm(part.name, experiment, source.name if source else ""))
         amount, seed = len(part.train_set), part.plan.seed
         cells += [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.coco import trainable
 from ..data.datasets import Dataset
-from ..data.splits import count, select
+from ..data.splits import Shared, count, select
 from ..data.transforms import resized_size
 from ..detection.detectors import DetectorConfig
 from ..errors import InputError
@@ -134,6 +134,7 @@ class Experiment:
     folder: Path  # for a folder of each run
     weights: str = ""  # of the body: a file or a tag of timm; "" for random initialization
     execution: Execution = field(default_factory=Execution)  # how it is carried out
+    shared: Shared | None = None  # images that are in both sets, where they have been looked for
 
     @property
     def arm(self) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'Detections', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled',
            'difference_of', 'unlearned_in', 'Judgement', 'judge', 'Cost', 'costs_of', 'SystemCourse', 'SystemAmounts',
-           'StudyResults', 'conclude', 'carry_out', 'compare']
+           'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 
 from ..data.datasets import Dataset
-from ..data.splits import count
+from ..data.splits import Shared, count, shared_images
 from ..detection.detectors import build
 from ..errors import InputError, fits
 from ..evaluation.amounts import Amounts, amounts_of
@@ -29,6 +29,7 @@ from rethink_imagenet.evaluation.resampling import (
     MARGIN,
     Difference,
     Records,
+    ap_by_class,
     coco_records,
     difference_between,
     resampled_runs,
@@ -131,6 +132,7 @@ class Resampled:
     kind: Kind
     images: int  # evaluated on
     ap: dict[tuple[str, bool], np.ndarray]  # [1 + B] of each run's folder, and whether tested with augmentation
+    parts: dict[tuple[str, bool], np.ndarray]  # [C, T] of the same, by class and IoU, on the images as they are
 
     def of(
         self,
@@ -151,13 +153,14 @@ class Resampled:
 
 def _resampled(study: Study, rows: list[Row], kind: Kind) -> Resampled:
     "One kind of AP of all rows of a system"
-    ap, images = {}, 0
+    ap, parts, images = {}, {}, 0
     for row in rows:
         experiment = study.arm_named(row["training"]).experiment
         name = "detections_augmented.json" if row["augmented"] else "detections.json"
         records = _records(study.folder / row["folder"] / name, kind, experiment.val_set)
         ap[_key(row)], images = resampled_runs([records], KINDS[kind][1])[0], len(records.image_ids)
-    return Resampled(kind, images, ap)
+        parts[_key(row)] = ap_by_class(records)
+    return Resampled(kind, images, ap, parts)
 
 
 def difference_of(
@@ -323,7 +326,53 @@ class SystemAmounts(TypedDict):
     statement: str
 
 
-def _courses(rows: list[Row], resampled: Resampled, margin: float, look: int) -> list[SystemCourse]:
+class Details(TypedDict):
+    "Where the AP of a pair of arms comes from; lists are of seeds, and None stands where there is no object"
+
+    system: str
+    images_of: int  # amount of training data, in images
+    kind: Kind
+    classes: list[str]
+    by_overlap: dict[str, list[list[float | None]]]  # by arm: mean over classes at each IoU, from .5 by steps of .05
+    by_class: dict[str, list[list[float | None]]]  # by arm: mean over IoUs of each class
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    "For a json, rounded to a hundredth"
+    return [None if np.isnan(value) else round(float(value), 2) for value in values]
+
+
+def _means(parts: np.ndarray, axis: int) -> list[float | None]:
+    "Means of what is a number, for a json"
+    known = ~np.isnan(parts)
+    total = np.where(known, parts, 0).sum(axis=axis)
+    return _numbers(np.where(known.any(axis=axis), total / np.maximum(known.sum(axis=axis), 1), np.nan))
+
+
+def details_of(
+    pair: Pair,  # both arms of a system
+    resampled: Resampled,  # AP of the system's runs
+    classes: Sequence[str],  # names, in the order of the data set's ids
+) -> Details:
+    "Where the AP of both arms comes from"
+    parts = {arm: [resampled.parts[_key(row)] for row in pair[arm]] for arm in ARMS}
+    first = pair["scratch"][0]
+    return {
+        "system": first["system"], "images_of": first["images_of"], "kind": resampled.kind, "classes": list(classes),
+        "by_overlap": {arm: [_means(part, 0) for part in own] for arm, own in parts.items()},
+        "by_class": {arm: [_means(part, 1) for part in own] for arm, own in parts.items()},
+    }  # fmt: skip
+
+
+def _has_learned(rows: list[Row], lost: set[tuple[str, bool]]) -> bool:
+    "Whether an arm has learned to detect on its longest schedule; without rows it has not"
+    longest = max((row["schedule"] for row in rows), default=0.0)
+    return any(_key(row) not in lost for row in rows if row["schedule"] == longest)
+
+
+def _courses(
+    rows: list[Row], resampled: Resampled, margin: float, look: int, lost: set[tuple[str, bool]]
+) -> list[SystemCourse]:
     "What the ladders of a system tell, on each amount of data"
     found = []
     for own in _systems(rows):
@@ -333,8 +382,10 @@ def _courses(rows: list[Row], resampled: Resampled, margin: float, look: int) ->
             ladders = [resampled.ladder(arm) for arm in arms]
             course = course_of(ladders[0], ladders[1], margin, level_at_look(look))
         if course is not None:
+            empty = "The pre-trained arm has not learned to detect, so its schedules tell nothing."
+            told = course.statement if _has_learned(arms[1], lost) else empty
             what = {"system": own[0]["system"], "images_of": own[0]["images_of"], "kind": resampled.kind}
-            found.append(cast(SystemCourse, what | {"course": asdict(course), "statement": course.statement}))
+            found.append(cast(SystemCourse, what | {"course": asdict(course), "statement": told}))
     return found
 
 
@@ -344,7 +395,9 @@ def _objects_in(study: Study, rows: list[Row]) -> int:
     return round(sum(count(one)["instances"] for one in sets) / len(sets))
 
 
-def _amounts(study: Study, ends: list[Pair], resampled: Resampled, margin: float, look: int) -> list[SystemAmounts]:
+def _amounts(
+    study: Study, ends: list[Pair], resampled: Resampled, margin: float, look: int, lost: set[tuple[str, bool]]
+) -> list[SystemAmounts]:
     "What several amounts of data tell of a system: of its longest schedules, at the amounts that both arms have"
     pairs = sorted((pair for pair in ends if len(pair) == len(ARMS)), key=lambda pair: pair["scratch"][0]["images_of"])
     if len(pairs) < 2:
@@ -354,7 +407,13 @@ def _amounts(study: Study, ends: list[Pair], resampled: Resampled, margin: float
     amounts: Amounts | None = amounts_of(ladders[0], ladders[1], objects, margin, level_at_look(look))
     assert amounts is not None
     what = {"system": pairs[0]["scratch"][0]["system"], "kind": resampled.kind}
-    return [cast(SystemAmounts, what | {"amounts": asdict(amounts), "statement": amounts.statement})]
+    empty = [f"{pair['scratch'][0]['images_of']:,}" for pair in pairs if not _has_learned(pair["pretrained"], lost)]
+    told = amounts.statement
+    if len(empty) == len(pairs):
+        told = "The pre-trained arm has learned to detect on no amount of data, so the gaps tell nothing."
+    elif empty:
+        told += f" On {', '.join(empty)} images the pre-trained arm has not learned to detect."
+    return [cast(SystemAmounts, what | {"amounts": asdict(amounts), "statement": told})]
 
 # %% ../../nbs/64_verdicts.ipynb #fe9d88a9
 class StudyResults(TypedDict):
@@ -369,10 +428,12 @@ class StudyResults(TypedDict):
     verdicts: list[Judgement]  # for each cell of the ladder, by the first kind of AP
     courses: list[SystemCourse]  # of each system and amount of data with several schedules, by the first kind of AP
     amounts: list[SystemAmounts]  # of each system with several amounts of data, by the first kind of AP
+    details: list[Details]  # of each system at its longest schedules, by the first kind of AP
     costs: dict[str, dict[str, Cost]]  # by system and arm, at the longest schedules, on the most data
     pretraining: dict[str, PretrainingCost]  # by weights
     plans: dict[str, Any]  # of each arm
     data: list[str]  # what was trained and evaluated on, in sentences
+    shared: int  # images evaluated on that are trained on as well
     margin: float  # AP; a smaller loss does not matter
     looks: list[int]  # how many seeds there were each time that the study was judged
     versions: dict[str, str]
@@ -388,6 +449,7 @@ class _Findings:
     verdicts: list[Judgement]
     courses: list[SystemCourse]
     amounts: list[SystemAmounts]
+    details: list[Details]
 
 
 @dataclass(frozen=True)
@@ -421,11 +483,13 @@ class _Judge:
         order = [row["images_of"] for row in rows]
         found.sort(key=lambda one: order.index(one["images_of"]))
         if kinds[0] not in resampled:
-            return _Findings(found, [], [], [])
+            return _Findings(found, [], [], [], [])
         some, first, rules = of[kinds[0]], resampled[kinds[0]], (self.margin, self.look)
         ends = longest_of(some)
-        courses, amounts = _courses(some, first, *rules), _amounts(self.study, ends, first, *rules)
-        return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts)
+        courses, amounts = _courses(some, first, *rules, lost), _amounts(self.study, ends, first, *rules, lost)
+        names = self.study.arm_named(rows[0]["training"]).experiment.val_set.category_names
+        details = [details_of(pair, first, names) for pair in ends if len(pair) == len(ARMS)]
+        return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts, details)
 
 
 def _weights(study: Study, pair: Pair) -> str:
@@ -453,6 +517,16 @@ def _origins(study: Study) -> list[str]:
     return list(dict.fromkeys(told))
 
 
+def _shared_in(study: Study) -> list[Shared]:
+    "Images that are trained on and evaluated on, for each pair of sets; looked for where nobody has"
+    pairs: dict[tuple[int, int], Shared] = {}
+    for arm in study.arms:
+        sets = arm.experiment.train_set, arm.experiment.val_set
+        key = id(sets[0]), id(sets[1])
+        pairs[key] = arm.experiment.shared or pairs.get(key) or shared_images(*sets)
+    return list(pairs.values())
+
+
 def conclude(
     study: Study,  # that was carried out
     runs: list[RunResults],  # as `run_study` gives them
@@ -471,6 +545,9 @@ def conclude(
     found = [judge_of.system(own, kinds_of(rows)) for own in systems.values()]
     ladder = [one for each in found for one in each.verdicts]
     differences = [_beside_shorter(one, ladder) for each in found for one in each.differences]
+    shared = _shared_in(study)
+    cautions = list(dict.fromkeys(f"Caution: {one}." for one in shared if one.number))
+    differences = [{**one, "statement": " ".join([one["statement"], *cautions])} for one in differences]
     most = {system: longest_of(own)[0] for system, own in systems.items()}
     return {
         "figure": study.figure, "scale": study.scale, "rows": rows,
@@ -478,9 +555,11 @@ def conclude(
         "verdict": differences[0] if differences else None, "differences": differences, "verdicts": ladder,
         "courses": [one for each in found for one in each.courses],
         "amounts": [one for each in found for one in each.amounts],
+        "details": [one for each in found for one in each.details],
         "costs": {name: costs_of(pair, run_in, pretraining.get(_weights(study, pair))) for name, pair in most.items()},
         "pretraining": pretraining,
-        "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": _origins(study),
+        "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": [*_origins(study), *cautions],
+        "shared": max(one.number for one in shared),
         "margin": margin, "looks": list(looks), "command": command, "tuning": None,
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest("study.studies"),
                      **environment()},

@@ -6,12 +6,26 @@
 __all__ = ['rethink_compare', 'rethink_train', 'rethink_tune', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
            'rethink_report', 'rethink_data', 'rethink_recipes', 'call', 'main']
 
-# %% ../../nbs/74_cli.ipynb #d490fa5b
+# %% ../../nbs/74_cli.ipynb #aa0e97da
+import signal
 import sys
+from pathlib import Path
+
+
+def _leave_interruptions() -> None:
+    "Let Ctrl-C end this process without a word, unless somebody hears or ignores it"
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+_script = Path(sys.argv[0])
+if _script.name.startswith("rethink_") and _script.suffix in ("", ".exe"):  # a command, before all other imports
+    _leave_interruptions()
+
+# %% ../../nbs/74_cli.ipynb #d490fa5b
 from collections.abc import Callable
 from importlib import import_module
 from os import environ
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
@@ -21,8 +35,11 @@ from .options import COMMANDS, settings_of, typed_settings
 def call(
     name: str,  # of `COMMANDS`
     read: Callable[[], Any],  # gives the settings
+    typed: bool = False,  # in a shell, so that the process is the command's own
 ) -> None:
     "Carry out a command; a fault in its settings ends with one line and status 2"
+    if typed:
+        _leave_interruptions()
     try:
         settings = read()
     except InputError as fault:
@@ -37,7 +54,7 @@ def _command(name: str) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         typed = not given and Path(sys.argv[0]).stem == name
-        call(name, lambda: typed_settings(name, sys.argv[1:]) if typed else settings_of(name, given))
+        call(name, lambda: typed_settings(name, sys.argv[1:]) if typed else settings_of(name, given), typed)
 
     command.__name__ = command.__qualname__ = name
     command.__doc__ = COMMANDS[name].__doc__
@@ -65,4 +82,4 @@ def main() -> None:
     if word not in short:
         print(f"rethink_imagenet: {nearest(word, short, 'command')}", file=sys.stderr)
         sys.exit(2)
-    call(f"rethink_{word}", lambda: typed_settings(f"rethink_{word}", words))
+    call(f"rethink_{word}", lambda: typed_settings(f"rethink_{word}", words), typed=True)

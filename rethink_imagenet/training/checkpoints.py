@@ -34,6 +34,17 @@ from ..errors import InputError, fits
 from .processes import CannotWrite, RunStopped, fail_together, is_first
 
 # %% ../../nbs/42_checkpoints.ipynb #2568201f
+def _flush_names(folder: Path) -> None:
+    "Bring the names in a folder to the disk, where the system can open a folder; Windows cannot"
+    if os.name == "nt":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def write_atomically(
     path: Path,  # of the file wanted
     write: Callable[[Path], object],  # writes the content to the path it is given
@@ -45,11 +56,7 @@ def write_atomically(
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name as well
-        finally:
-            os.close(folder)
+        _flush_names(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -342,7 +349,14 @@ def differences(
 ) -> dict[str, str]:
     "What differs, told key by key"
     keys = [key for key in ours | theirs if theirs.get(key) != ours.get(key)]
-    return {key: f"{key} {_short(theirs.get(key))}, now {_short(ours.get(key))}" for key in keys}
+    return {key: _difference(key, theirs.get(key), ours.get(key)) for key in keys}
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    "What a setting was and is; of a dictionary of settings those that differ"
+    if isinstance(was, dict) and isinstance(now, dict):
+        return ", ".join(f"{key}.{told}" for told in differences(was, now).values())
+    return f"{key} {_short(was)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:

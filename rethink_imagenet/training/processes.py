@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OF_THE_DISK', 'world_size', 'rank', 'is_first', 'say', 'sum_over_processes', 'gather', 'to_first', 'from_first',
-           'SharedFault', 'RunStopped', 'CannotWrite', 'OutOfMemory', 'memory_told', 'fail_together',
+           'SharedFault', 'RunStopped', 'CannotWrite', 'OutOfMemory', 'LostWorker', 'memory_told', 'fail_together',
            'the_same_everywhere']
 
 # %% ../../nbs/41_processes.ipynb #820e2d8a
@@ -110,13 +110,26 @@ class OutOfMemory(RunStopped):
     status = 2  # like an input that does not fit
 
 
+def _worker_told(said: str) -> str:
+    "What PyTorch says of a worker that is gone, with the likely cause and the way out"
+    how = said.rpartition(") ")[2].partition(". ")[0] or "is gone"
+    hint = "shared memory is too small; enlarge it (docker --shm-size)" if "Bus error" in said else "the memory ran out"
+    return f"a process that decodes images {how}; most likely {hint}; take fewer --workers"
+
+
+class LostWorker(RunStopped):
+    "A process that decodes images is gone; nothing that was written is lost"
+
+
 @contextmanager
 def memory_told() -> Iterator[None]:
-    "A block in which want of memory on the device is an OutOfMemory, in PyTorch's own first words"
+    "A block in which want of memory on the device is an OutOfMemory, and a worker that was killed a LostWorker"
     try:
         yield
     except RuntimeError as error:
         said = next(iter(str(error).splitlines()), "")
+        if said.startswith("DataLoader worker"):  # as PyTorch calls them
+            raise LostWorker(_worker_told(said)) from None
         if isinstance(error, RunStopped) or ("out of memory" not in said and "_ALLOC_FAILED" not in said):
             raise
         raise OutOfMemory(". ".join(said.split(". ")[:3])) from None  # what was tried, and what is free
