@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'PLANS', 'one_line_faults', 'in_job', 'foreign_files', 'check_folder', 'prepare_folder', 'plan_of',
-           'execution_of', 'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train', 'rethink_pretrain',
-           'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
+           'execution_of', 'spread_out', 'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train',
+           'rethink_pretrain', 'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../../nbs/73_commands.ipynb #5220e57e
 import errno
@@ -115,6 +115,7 @@ from rethink_imagenet.tools.options import (
 from .pictures import picture_names, write_pictures
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
+from ..training.jobs import read_cluster
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
@@ -416,6 +417,25 @@ def execution_of(
     )
 
 
+def spread_out(
+    execution: Execution,  # of one run after the other
+    settings: Compare | Tune,  # as typed
+) -> Execution:
+    "How a study is carried out: how many runs go on at once, and where. Raises InputError"
+    jobs, slurm = settings.runs.jobs, settings.runs.slurm
+    if not 0 <= jobs <= 1000:
+        raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
+    if world_size() > 1 and (jobs > 1 or slurm):
+        raise InputError("--jobs and --slurm: the processes of torchrun share each run; take torchrun or these")
+    if not slurm:
+        threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
+        return replace(execution, jobs=jobs, threads=threads)
+    if jobs:
+        raise InputError("--jobs and --slurm: a cluster decides how many runs go on at once; give one of them")
+    read_cluster(slurm)
+    return replace(execution, device=settings.how.device, workers=settings.how.workers, cluster=slurm)
+
+
 def precision_of(
     name: Literal["auto", "fp32", "bf16"],  # as typed
     device: str,  # as `device_of` gives it
@@ -590,6 +610,7 @@ def _compare_figure(settings: Compare) -> None:
         target = _target(settings.how, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
+        spread_out(execution, settings)
         if how.crops:
             ClassificationSamples(how.crops, how.side)
         parts, precision = _parts(settings, target)
@@ -603,7 +624,8 @@ def _compare_figure(settings: Compare) -> None:
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")
-    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), execution, settings.margin)
+    spread = spread_out(execution, settings)
+    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), spread, settings.margin)
     if is_first():
         print(f"\n{text_report(results)}\n{write_report(folder)}")
 
@@ -733,6 +755,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings.how, "rethink_compare")
     execution = execution_of(settings.how, target, settings.folder.accept)
+    spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
     _amounts(size.subsets, sets[0] if sets else None)
     plan = _plan(settings, sets, weights, size.schedules, target)
@@ -777,10 +800,11 @@ def _compare(settings: Compare | Tune) -> None:
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
     sized, tuning = _sized(settings.size, experiment), None
+    experiment = replace(sized.experiment, execution=spread_out(begun.execution, settings))
     if begun.grid:
-        plan, tuning = tune(sized.experiment, begun.grid)
-        sized = replace(sized, experiment=replace(experiment, plan=plan))
-    results = compare(sized.experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
+        plan, tuning = tune(experiment, begun.grid)
+        experiment = replace(experiment, plan=plan)
+    results = compare(experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
     if is_first():
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")
 
