@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'switched_state', 'switch_over', 'shared_detections', 'save_json', 'read_saved', 'Point',
            'RunResults', 'run_schedule', 'runs_in', 'load_detector', 'run_family', 'Cell', 'Arm', 'Study',
-           'comparison_of', 'StudyRun', 'runs_of', 'run_study', 'Row', 'rows_of']
+           'comparison_of', 'StudyRun', 'runs_of', 'computing_with', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import json
@@ -661,7 +661,7 @@ def _carry_out_together(study: Study, runs: list[StudyRun], at_once: int) -> Non
 
 
 @contextmanager
-def _computing_with(threads: int) -> Iterator[None]:
+def computing_with(threads: int) -> Iterator[None]:
     "A block in which PyTorch computes with so many threads on the CPU; 0 for those that it has"
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -681,7 +681,7 @@ def run_study(
     beginnings = sum(not run.trunk for run in runs)
     at_once = execution.jobs or at_once_for(execution.device, beginnings, left)
     threads = threads_for(beginnings) if execution.threads < 0 else execution.threads
-    with _computing_with(threads):
+    with computing_with(threads):
         if at_once > 1 or execution.cluster:
             for arm in study.arms:
                 _say_arm(arm)

@@ -743,7 +743,8 @@ class _Beginning:
     shared: Shared | None
     weights: str  # "" where they are pre-trained here
     grid: Mapping[str, Sequence[float | tuple[int, int]]]
-    execution: Execution
+    execution: Execution  # of what is done in this process
+    spread: Execution  # of the runs
 
 
 def _begin(settings: Compare | Tune) -> _Beginning:
@@ -755,7 +756,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings.how, "rethink_compare")
     execution = execution_of(settings.how, target, settings.folder.accept)
-    spread_out(execution, settings)
+    spread = spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
     _amounts(size.subsets, sets[0] if sets else None)
     plan = _plan(settings, sets, weights, size.schedules, target)
@@ -764,7 +765,12 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     _check_start(plan)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
-    return _Beginning(plan, sets, shared, weights, grid, execution)
+    return _Beginning(plan, sets, shared, weights, grid, execution, spread)
+
+
+def _measurable(begun: _Beginning) -> Execution:
+    "How a step is measured here: on the threads that a run will have; a cluster's machines are not known"
+    return replace(begun.execution, jobs=begun.spread.jobs, threads=begun.spread.threads)
 
 
 def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
@@ -775,6 +781,7 @@ def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
         if settings.source.subset and not begun.sets:
             sets = nested_subset(sets[0], settings.source.subset, settings.detector.seed), sets[1]
         experiment = Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", begun.execution)
+        experiment = replace(experiment, execution=_measurable(begun))
         with fail_together():
             subsets, speed = _amounts(size.subsets, sets[0]), measure_speed(experiment)
             if size.hours:
@@ -799,8 +806,9 @@ def _compare(settings: Compare | Tune) -> None:
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
-    sized, tuning = _sized(settings.size, experiment), None
-    experiment = replace(sized.experiment, execution=spread_out(begun.execution, settings))
+    measured = replace(experiment, execution=_measurable(begun))
+    sized, tuning = _sized(settings.size, measured), None
+    experiment = replace(sized.experiment, execution=begun.spread)
     if begun.grid:
         plan, tuning = tune(experiment, begun.grid)
         experiment = replace(experiment, plan=plan)
