@@ -661,8 +661,10 @@ def _carry_out_together(study: Study, runs: list[StudyRun], at_once: int) -> Non
 
 
 @contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    "A block in which PyTorch computes with so many threads on the CPU; 0 for those that it has"
+def computing_with(
+    threads: int,  # on the CPU; 0 for as many as there are now
+) -> Iterator[None]:
+    "A block in which PyTorch computes with so many threads"
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
