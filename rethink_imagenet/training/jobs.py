@@ -292,13 +292,16 @@ class _Worker:
             stream.close()
 
 # %% ../../nbs/46_jobs.ipynb #8ebf2cf3
+EVERY = 30.0  # seconds between two lines about all jobs, where nobody watches a bar
+
+
 class _Crew:
     "So many processes that do the jobs of a ledger; left in a hurry, they are killed"
 
     def __init__(self, ledger: Ledger, environments: Sequence[Mapping[str, str]]):
         self.ledger, here = ledger, Circumstances.here()
         self.workers: list[_Worker] = []
-        self.environments, self.circumstances, self.shown = environments, here, 0
+        self.environments, self.circumstances, self.shown = environments, here, time.monotonic()
         self.bar = tqdm(total=100, disable=None, leave=False, bar_format="{bar:20} {postfix}")
 
     def __enter__(self) -> "_Crew":
@@ -359,8 +362,8 @@ class _Crew:
         if not self.bar.disable:
             self.bar.n = 100 * share
             self.bar.set_postfix_str(line)
-        elif int(10 * share) > self.shown:
-            self.shown = int(10 * share)
+        elif time.monotonic() > self.shown + EVERY or not self.ledger.is_open:
+            self.shown = time.monotonic()
             print(f"{line}, {at_once} at once", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
