@@ -28,7 +28,7 @@ def _well_formed(texts: list[bytes]) -> np.ndarray:  # [N] bool
 
 
 def _numbers(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The numbers in well-formed strings [L], where each string begins in them [N], and whether a number's groups fit [L]"
+    "The numbers in well-formed strings [L], where each string begins in them [N], and whether their groups fit [L]"
     groups = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
     ends = np.flatnonzero(groups < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])

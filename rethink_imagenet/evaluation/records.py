@@ -69,7 +69,7 @@ def _is_polygons(segmentation: Any, side: int) -> bool:
 
 def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]]) -> int:
     "The first record whose mask cannot be decoded into its image; -1 if there is none"
-    sizes = {key: [image.get("height"), image.get("width")] for key, image in images.items()}
+    sizes: dict[int, Any] = {key: [image.get("height"), image.get("width")] for key, image in images.items()}
     sized = {key: all(type(side) is int and 0 < side < 2**20 for side in size) for key, size in sizes.items()}
     encoded: list[int] = []
     pixels: list[int] = []
