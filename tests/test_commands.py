@@ -472,16 +472,40 @@ def test_a_run_goes_on_with_less_memory(
     assert "--at-once" not in (told := capsys.readouterr().err) and "a device with more memory" in told
 
 
-def test_every_option_is_told_and_help_is_light() -> None:
-    """Each option says what it is for, and --help needs no PyTorch."""
+def test_every_option_is_told() -> None:
     for kind in COMMANDS.values():
         assert all(option.told for option in options_of(kind)), kind
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_a_wrong_option_load_nothing_heavy(name: str) -> None:
+    """What is answered without computing needs no PyTorch, nor anything else that takes long to load."""
+    given = {"rethink_tune": ["rate=1"], "rethink_detect": ["run", "a.jpg"], "rethink_report": ["run"]}.get(name, [])
     code = (
-        "import sys; from rethink_imagenet.tools import cli; sys.argv = ['rethink_train', '--help']\n"
-        "try: cli.rethink_train()\nexcept SystemExit: print('torch' in sys.modules)"
+        "import sys; from rethink_imagenet.tools import cli\n"
+        f"for words in (['--help'], [*{given}, '--nonsense']):\n"
+        f"    sys.argv = [{name!r}, *words]\n"
+        f"    try: cli.{name}()\n"
+        "    except SystemExit as stop: print(stop.code or 0)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'matplotlib', 'pycocotools', 'faster_coco_eval', 'numpy', 'PIL'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--at-once" in done.stdout and done.stdout.endswith("False\n")
+    assert f"usage: {name}" in done.stdout and done.stdout.endswith("\n0\n2\n[]\n"), done.stdout
+    assert 'no option "--nonsense"' in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_begins_to_tell_before_it_draws(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """How long the training is needs no scenes."""
+
+    def stopped(*given: Any, **more: Any) -> None:
+        raise InputError("it draws")
+
+    monkeypatch.setattr(commands, "write_scenes", stopped)
+    with pytest.raises(SystemExit):
+        cli.rethink_train(dry_run=True, schedule="2", unit=10, batch=2, device="cpu")
+    said = capsys.readouterr()
+    assert said.out == "20 iterations, 2 images each\n" and "it draws" in said.err
 
 
 @pytest.mark.parametrize(

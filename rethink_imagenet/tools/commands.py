@@ -87,7 +87,7 @@ from rethink_imagenet.study.recipes import (
 )
 from ..study.report import caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, read_saved, run_family, save_json, shared_detections
-from ..study.timing import describe_comparison, measure_speed, plan_hours
+from ..study.timing import describe_comparison, iterations_told, measure_speed, plan_hours
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
 from ..study.verdicts import compare
@@ -863,12 +863,13 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
 
 def _foretell(settings: Train, plan: Plan, sets: tuple[Dataset, Dataset] | None, execution: Execution) -> None:
     "Say what would be trained and what it would cost"
-    subset, only = settings.source.subset, settings.only
+    subset, lengths = settings.source.subset, [settings.only] if settings.only else []
+    say(iterations_told(plan, lengths))
     with TemporaryDirectory() as temporary:  # of each process its own
-        train_set = sets[0] if sets else read_splits(write_scenes(Path(temporary) / "scenes"))[0]
+        train_set = sets[0] if sets else read_splits(write_scenes(Path(temporary) / "scenes", val=1))[0]
         if subset and not sets:
             train_set = nested_subset(train_set, subset, settings.detector.seed)
-        say(describe_run(plan, train_set, execution, [only] if only else []))
+        say(describe_run(plan, train_set, execution, lengths))
 
 
 @one_line_faults
