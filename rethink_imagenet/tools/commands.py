@@ -89,7 +89,7 @@ from ..study.report import caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, read_saved, run_family, save_json, shared_detections
 from ..study.timing import describe_comparison, measure_speed, plan_hours
 from ..study.timing import dry_run as describe_run
-from ..study.tuning import read_grid, tune
+from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
 from .inspection import faults_of, look_at, page_text, write_page
 from rethink_imagenet.tools.options import (
@@ -769,6 +769,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     if weights:
         _check_start(plan, weights)
     _check_start(plan)
+    plans_of(plan, grid)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
