@@ -84,7 +84,7 @@ from rethink_imagenet.study.recipes import (
     recipe_named,
     seconds_an_iteration,
 )
-from ..study.report import caution_of, table_rows, text_report, write_report
+from ..study.report import SIDE_BY_SIDE, caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, run_family, shared_detections
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
@@ -109,7 +109,7 @@ from rethink_imagenet.tools.options import (
     flat,
     options_of,
 )
-from .pictures import picture_names, write_pictures
+from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.logs import Interrupted, Interruption
@@ -215,6 +215,7 @@ _OURS = re.compile(
     r"|(?:log\.jsonl|weights\.safetensors|report\.html|curves\.png|figure\.png|table\.txt)(?:\.partial)?"
     r"|checkpoints/(?:\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|lock|lock\.owner)"
     r"|tensorboard/events\.out\.tfevents\..*)"
+    rf"|{SIDE_BY_SIDE}/{PAIR_NAME}(?:\.partial)?"
     r"|(?:scenes|crops)(?:\.partial[^/]*(?:/scenes|/crops)?)?/(?:annotations/instances_\w+\.json|\w+/\d{6}\.png)"
     r"|(?:.*/)?(?:\.DS_Store|Thumbs\.db|\.nfs[0-9a-f]+)"  # systems leave these behind
 )
@@ -664,6 +665,7 @@ def _compare(settings: Compare | Tune) -> None:
         plan, tuning = tune(experiment, grid)
     results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds, amounts)
     if is_first():
+        write_side_by_side(folder, results, val_set)
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")
 
 
