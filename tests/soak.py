@@ -45,7 +45,7 @@ def differences(a: Path, b: Path) -> list[str]:
 
 def words(root: Path, out: str, unit: int) -> list[str]:
     """A command that trains a small detector for 2 * unit iterations, with a checkpoint after each."""
-    size = ["--model", "small", "--short", "64", "--long", "64", "--batch", "2", "--device", "cpu", "--workers", "1"]
+    size = ["--model", "demo", "--short", "64", "--long", "64", "--batch", "2", "--device", "cpu", "--workers", "1"]
     length = ["--schedule", "2", "--unit", str(unit), "--save-every", "1", "--resume"]
     return [str(COMMAND), "--data", str(root / "scenes"), "--out", str(root / out), *size, *length]
 

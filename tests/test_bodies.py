@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rethink_imagenet.data.scenes import write_scenes
-from rethink_imagenet.detection.detectors import SMALL, build
+from rethink_imagenet.detection.detectors import MINIATURE, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body, timm_names
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
@@ -32,7 +32,7 @@ COMMANDED = ("mobilenetv3_large_100", "efficientnet_lite0", "regnety_004", "conv
 def test_a_step_and_a_detection(name: str) -> None:
     """Every parameter that may learn gets a gradient, and a detection in an image of another form works."""
     torch.manual_seed(0)
-    model = build(replace(SMALL, backbone=name, norm=FAMILIES[name], head_norm="gn", num_classes=3, masks=False))
+    model = build(replace(MINIATURE, backbone=name, norm=FAMILIES[name], head_norm="gn", num_classes=3, masks=False))
     images = [torch.rand(3, 96, 128), torch.rand(3, 128, 96)]
     targets = [{"boxes": torch.tensor([[10.0, 10.0, 70.0, 80.0]]), "labels": torch.tensor([1 + i])} for i in range(2)]
     losses = model.train()(images, targets)
@@ -96,7 +96,7 @@ def test_names_lead_back(name: str) -> None:
 def test_command(tmp_path: Path, name: str) -> None:
     """Some iterations of the command with each."""
     write_scenes(tmp_path / "scenes", train=6, val=2)
-    words = ["--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--model", "small", "--backbone", name]
+    words = ["--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--model", "demo", "--backbone", name]
     size = ["--short", "64", "--long", "64", "--batch", "2", "--schedule", "2", "--unit", "3", "--workers", "0"]
     done = subprocess.run([str(COMMAND), *words, *size, "--device", "cpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

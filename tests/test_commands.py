@@ -45,7 +45,7 @@ def annotations(scenes: Path, split: str = "train") -> Path:
 def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scenes: Path, tmp_path: Path) -> None:
     weights = tmp_path / "body.pth"
     torch.save(Body("resnet10_025").state_dict(), weights)
-    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedules", "2,3", "--unit", 3, "--batch", 2]
+    words = ["--data", scenes, "--model", "demo", "--short", 96, "--schedules", "2,3", "--unit", 3, "--batch", 2]
     done = command("rethink_compare", *words, "--weights", weights, "--out", "out")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
@@ -87,7 +87,7 @@ def test_subsets_that_there_are_not(scenes: Path, tmp_path: Path, subsets: str, 
 
 
 def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None:
-    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedule", 2, "--unit", 3, "--batch", 2]
+    words = ["--data", scenes, "--model", "demo", "--short", 96, "--schedule", 2, "--unit", 3, "--batch", 2]
     done = command("rethink_train", *words, "--out", "out")
     assert done.returncode == 0, done.stderr
     log = [json.loads(line) for line in (tmp_path / "out" / "2x" / "log.jsonl").read_text().splitlines()]
@@ -238,7 +238,7 @@ def test_overwrite_keeps_what_it_needs(command: Command, scenes: Path, tmp_path:
     out = tmp_path / "out"
     shutil.copytree(scenes, out / "scenes")
     (out / "config.json").write_text('{"made_by": "rethink_imagenet"}')
-    words = ["--data", out / "scenes", "--model", "small", "--out", out, "--overwrite"]
+    words = ["--data", out / "scenes", "--model", "demo", "--out", out, "--overwrite"]
     done = command("rethink_train", *words)
     assert done.returncode == 2 and "which --overwrite would remove" in done.stderr
     assert (out / "scenes" / "annotations").is_dir()
@@ -269,12 +269,12 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     broken = ["--train", "text.json", "--val", annotations(scenes, "val")]
     assert "text.json: not a json file" in fails("rethink_train", *broken)
     assert "nowhere.pt: no such file" in fails(
-        "rethink_train", "--data", scenes, "--model", "small", "--weights", "nowhere.pt"
+        "rethink_train", "--data", scenes, "--model", "demo", "--weights", "nowhere.pt"
     )
     assert 'no backbone "resnet1O"' in fails("rethink_train", "--backbone", "resnet1O")
     assert "`rethink_compare section5.1` has it" in fails("rethink_train", "--backbone", "vgg16")
     torch.save(Body("resnet18").state_dict(), tmp_path / "other.pt")
-    other = ["--data", scenes, "--model", "small", "--weights", "other.pt"]
+    other = ["--data", scenes, "--model", "demo", "--weights", "other.pt"]
     assert "weights of another model" in fails("rethink_train", *other)
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
     assert "evil.pt: not a file of tensors" in fails("rethink_train", *other[:-1], "evil.pt")
@@ -285,7 +285,7 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
     picture = scenes / "train" / "000003.png"
     whole = picture.read_bytes()
     picture.write_bytes(b"no image")
-    train = ["--data", scenes, "--model", "small", "--short", 96, "--unit", 9, "--batch", 4, "--out", "out"]
+    train = ["--data", scenes, "--model", "demo", "--short", 96, "--unit", 9, "--batch", 4, "--out", "out"]
     assert "000003.png: cannot be read as an image" in fails("rethink_train", *train)
     assert not (tmp_path / "out").exists()
     picture.write_bytes(whole[:-2000])  # its header is sound, so that only training finds it out
@@ -297,7 +297,7 @@ def test_faults_end_with_one_line_and_status_2(command: Command, scenes: Path, t
 
 def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, scenes: Path, tmp_path: Path) -> None:
     """The figures of the run again; the same with 18 passes; pictures; the zip for images without annotations."""
-    words = ["--data", scenes, "--model", "small", "--short", 96, "--schedule", 2, "--unit", 20, "--batch", 4]
+    words = ["--data", scenes, "--model", "demo", "--short", 96, "--schedule", 2, "--unit", 20, "--batch", 4]
     done = command("rethink_train", *words, "--rate", 0.3, "--out", "out")
     assert done.returncode == 0, done.stderr
     box = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["box"]
@@ -337,7 +337,7 @@ def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -
     """Each combination on the pre-trained arm, then both arms with what won, and the record in the report."""
     weights = tmp_path / "body.pth"
     torch.save(Body("resnet10_025").state_dict(), weights)
-    words = ["rate=0.02,0.04", "--data", scenes, "--model", "small", "--schedules", 2, "--unit", 3, "--batch", 2]
+    words = ["rate=0.02,0.04", "--data", scenes, "--model", "demo", "--schedules", 2, "--unit", 3, "--batch", 2]
     done = command("rethink_tune", *words, "--weights", weights, "--out", "out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -130,7 +130,7 @@ def test_sizes_as_stored_are_counted_and_explained(tmp_path: Path, capsys: pytes
     assert err.count("\n") == 1 and "would refuse these data: 3" in err
     page = (tmp_path / "data.html").read_text()
     assert "as it is seen" in page and "as it is stored" in page and "<script" not in page
-    options = {"data": root, "model": "small", "device": "cpu", "out": tmp_path / "run"}
+    options = {"data": root, "model": "demo", "device": "cpu", "out": tmp_path / "run"}
     status, out, err = told(capsys, cli.rethink_train, **options)
     assert status == 2 and "3 of 3 images cannot be used, 3 because of their orientation" in err
     assert not (tmp_path / "run").exists()
@@ -194,7 +194,7 @@ def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
     assert {kind: len(pairs) for kind, pairs in found.pairs.items() if pairs} == {how: 1}
     _, out, _ = told(capsys, cli.rethink_data, data=root)
     assert f"1 of 2 images to evaluate on are trained on as well (1 {how}; such as 1.jpg" in out
-    options = {"data": root, "model": "small", "short": 32, "unit": 1, "schedule": "1", "batch": 1, "workers": 0}
+    options = {"data": root, "model": "demo", "short": 32, "unit": 1, "schedule": "1", "batch": 1, "workers": 0}
     _, out, _ = told(capsys, cli.rethink_train, **options, device="cpu", dry_run=True)
     assert "caution: 1 of 2 images to evaluate on are trained on as well" in out
 

@@ -24,7 +24,7 @@ from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, 
 
 from .soak import COMMAND, differences
 
-SIZE = ["--model", "small", "--short", "64", "--long", "64", "--device", "cpu", "--workers", "0"]
+SIZE = ["--model", "demo", "--short", "64", "--long", "64", "--device", "cpu", "--workers", "0"]
 LENGTH = ["--schedule", "2", "--unit", "15", "--save-every", "1", "--batch", "4", "--rate", "0.3"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 Done = subprocess.CompletedProcess[str]

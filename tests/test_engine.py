@@ -17,7 +17,7 @@ from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, 
 
 from .soak import COMMAND, differences, soak
 
-SIZE = ["--model", "small", "--short", "64", "--long", "64", "--batch", "2", "--device", "cpu", "--workers", "1"]
+SIZE = ["--model", "demo", "--short", "64", "--long", "64", "--batch", "2", "--device", "cpu", "--workers", "1"]
 LENGTH = ["--schedule", "2", "--unit", "10", "--save-every", "1"]
 Done = subprocess.CompletedProcess[str]
 

@@ -113,7 +113,7 @@ def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: S
     eight, again = tmp_path / "eight.json", tmp_path / "again.json"
     for path in (eight, again):
         path.write_text(json.dumps(content))
-    words = ["--train", eight, "--val", again, "--images", root / "train2017", "--model", "small", "--short", 192]
+    words = ["--train", eight, "--val", again, "--images", root / "train2017", "--model", "demo", "--short", 192]
     done = command(
         "rethink_train", *words, "--schedule", 2, "--unit", 350, "--batch", 4, "--rate", 0.16, "--out", "out"
     )
@@ -126,7 +126,7 @@ def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: S
 
 
 def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path: Path) -> None:
-    words = ["--data", sample_data("coco_mini_by"), "--model", "small", "--short", 128, "--unit", 4, "--batch", 4]
+    words = ["--data", sample_data("coco_mini_by"), "--model", "demo", "--short", 128, "--unit", 4, "--batch", 4]
     done = command("rethink_compare", *words, "--schedules", "2,3", "--epochs", 0.2, "--out", "out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -136,7 +136,7 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
 def test_train_on_blood_cells_and_nuclei(command: Command, sample_data: Sample, tmp_path: Path) -> None:
     """VOC's layout with boxes and COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
     for name in ("bccd", "dsb2018_256"):
-        words = ["--data", sample_data(name), "--model", "small", "--short", 128, "--batch", 4, "--rate", 0.08]
+        words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
         done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / name / "2x" / "results.json").read_text())

@@ -43,7 +43,7 @@ from rethink_imagenet.detection.boxes import split_crowds
 from rethink_imagenet.detection.cascade import CascadeHead, refine, switch_to_cascade
 from rethink_imagenet.detection.conventions import DETECTRON
 from rethink_imagenet.detection.detectors import (
-    SMALL,
+    MINIATURE,
     VGG16,
     Detector,
     build,
@@ -123,7 +123,7 @@ def test_keypoint_loss_and_read_out_are_torchvisions(persons: Dataset) -> None:
     images = [image.double() for image in images]
     targets = [t | {key: t[key].double() for key in ("boxes", "keypoints")} for t in targets]
     torch.manual_seed(0)
-    model = build(replace(SMALL, num_classes=1, masks=False, keypoints=17)).double().eval()
+    model = build(replace(MINIATURE, num_classes=1, masks=False, keypoints=17)).double().eval()
     head = model.keypoint_head
     assert head is not None
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_keypoints_of_photographs_are_learned_by_heart(persons: Dataset) -> None
     positions = trainable(persons, keypoints=True)[:2].tolist()
     images, targets = batch_of(persons, positions, short=160)
     torch.manual_seed(0)
-    model = build(replace(SMALL, num_classes=1, masks=False, keypoints=17))
+    model = build(replace(MINIATURE, num_classes=1, masks=False, keypoints=17))
     check_from_scratch(model)
     totals = learn(model, images, targets, steps=80, rate=0.02)
     ap50 = keypoint_ap50(persons, positions, model.eval(), short=160)
@@ -199,7 +199,7 @@ def test_each_stage_of_the_cascade_makes_boxes_better(sample_data: Sample) -> No
     train, _ = read_splits(sample_data("bccd"))
     images, targets = batch_of(train, trainable(train)[:2].tolist(), short=128)
     torch.manual_seed(0)
-    model = build(replace(SMALL, num_classes=3, masks=False, cascade=True))
+    model = build(replace(MINIATURE, num_classes=3, masks=False, cascade=True))
     check_from_scratch(model)
     totals = learn(model, images, targets, steps=80, rate=0.02)
     with torch.no_grad():
@@ -220,11 +220,11 @@ def test_switching_to_cascade_from_a_trained_detector(photographs: tuple[list[Te
     """Stages copied from the first cost less than half of random ones at the switch, and go on learning."""
     images, targets = photographs
     torch.manual_seed(0)
-    plain = build(SMALL)
+    plain = build(MINIATURE)
     learn(plain, images, targets, steps=50, rate=0.02)
     weights, momentum = switch_to_cascade(plain.state_dict(), {})
     assert momentum == {}
-    copied, random = (build(replace(SMALL, cascade=True)) for _ in range(2))
+    copied, random = (build(replace(MINIATURE, cascade=True)) for _ in range(2))
     new = ("box_head.stages.0.deltas", "box_head.stages.1", "box_head.stages.2")
     fresh = {name: tensor for name, tensor in random.state_dict().items() if name.startswith(new)}
     copied.load_state_dict(weights)
@@ -390,7 +390,7 @@ def test_files_of_detectron_and_detectron2(kind: str, backbone: str, tmp_path: P
     norm, write = FILES[kind]
     theirs, path, images = random_body(norm, backbone), tmp_path / "R-26.pkl", torch.randn(2, 3, 64, 96)
     path.write_bytes(pickle.dumps(write(theirs), protocol=2))
-    ours, detector = Body(backbone, norm).eval(), build(replace(SMALL, backbone=backbone, norm=norm)).eval()
+    ours, detector = Body(backbone, norm).eval(), build(replace(MINIATURE, backbone=backbone, norm=norm)).eval()
     for model in (ours, detector):
         assert load_weights(model, path) == {}
     taken = detector.backbone.body.state_dict()

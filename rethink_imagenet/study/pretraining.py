@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_EPOCHS', 'IMAGENET_IMAGES', 'IMAGENET_PIXELS', 'ClassTarget', 'Classifier', 'ClassificationSamples',
-           'Pretraining', 'pretrain', 'load_weights', 'pixel_statistics', 'PretrainingCost', 'pretraining_cost']
+           'Pretraining', 'pretrain', 'load_weights', 'pixel_statistics', 'imagenet_weights', 'PretrainingCost',
+           'pretraining_cost']
 
 # %% ../../nbs/61_pretraining.ipynb #8c1488cc
 import hashlib
@@ -30,17 +31,19 @@ from ..data.loading import FileSamples, evaluation_batches
 from ..data.transforms import RawImage, batch_images
 from ..detection.box_head import BoxHead
 from ..detection.conventions import DETECTRON, TORCHVISION, Conventions
-from ..detection.detectors import VGG16, Detector
+from ..detection.detectors import SMALL, VGG16, Detector
 from ..errors import InputError, nearest
 from ..networks.backbones import OWN, Body, xavier_fill
 from ..networks.pyramids import body_named
 from ..networks.vgg import VGGBackbone, VGGBody
 from ..randomness import seed_everything, stream
 from rethink_imagenet.study.weights import (
+    PACKAGES,
     Pixels,
     WeightsFile,
     as_body,
     is_detectrons,
+    packaged_weights,
     read_weights_file,
     without_prefix,
 )
@@ -67,7 +70,7 @@ def _fc6_fc7() -> nn.Sequential:
 
 def _usual_pixels(backbone: str) -> Pixels:
     "Mean and deviation of the pixels where no weights ask for others"
-    rules = VGG16.conventions if backbone == VGG16.backbone else DETECTRON
+    rules = {config.backbone: config.conventions for config in (SMALL, VGG16)}.get(backbone, DETECTRON)
     return rules.pixel_mean, rules.pixel_std
 
 # %% ../../nbs/61_pretraining.ipynb #0225700d
@@ -266,8 +269,10 @@ def pretrain(
 
 # %% ../../nbs/61_pretraining.ipynb #51d73923
 def _is_file(source: str | Path) -> bool:
-    "Whether weights are in a file, and not a tag of timm"
-    return Path(source).suffix in (".safetensors", ".pkl", ".pt", ".pth") or Path(source).exists()
+    "Whether weights are in a file, and neither in a package nor a tag of timm"
+    path = Path(source)
+    named = path.suffix in (".safetensors", ".pkl", ".pt", ".pth") or path.exists()
+    return named and str(source) not in PACKAGES
 
 
 def _check_tag(tag: str) -> None:
@@ -286,6 +291,13 @@ def _timm_weights(tag: str) -> dict[str, Tensor]:
         raise
     except Exception as error:  # whatever the hub client raises when there is no network
         raise InputError(f"weights {tag}: could not be downloaded ({type(error).__name__}: {error})") from None
+
+
+def _content(source: str | Path) -> WeightsFile:
+    "The weights in a file, in a package, or of timm. Raises InputError"
+    if str(source) in PACKAGES:
+        return read_weights_file(packaged_weights(str(source))[0])
+    return read_weights_file(source) if _is_file(source) else WeightsFile(_timm_weights(str(source)))
 
 # %% ../../nbs/61_pretraining.ipynb #51d73924
 _LAST = ("fc", "head")  # the layer of a classifier that is left over
@@ -326,9 +338,13 @@ def _check_pixels(rules: Conventions, recorded: Pixels | None, source: Path) -> 
 _say_once = lru_cache(maxsize=None)(say)  # a study loads the same weights for every run
 
 
-def _told(file: WeightsFile, prefix: str) -> str:
-    "How a file was read, where it is not plain; empty where it is"
-    told = [f"the tensors are those under {file.wrapping}"] if prefix and file.wrapping else []
+def _told(source: str | Path, file: WeightsFile, prefix: str) -> str:
+    "How weights were read, where it is not plain; empty where it is"
+    told = []
+    if str(source) in PACKAGES:
+        version = packaged_weights(str(source))[1]
+        told += [f"ImageNet weights of {PACKAGES[str(source)].backbone}, from the package in version {version}"]
+    told += [f"the tensors are those under {file.wrapping}"] if prefix and file.wrapping else []
     told += [prefix] if prefix else []
     told += ["its author is another than detectron2, so channels are read red first"] if file.red_first else []
     return "; ".join(told)
@@ -336,15 +352,14 @@ def _told(file: WeightsFile, prefix: str) -> str:
 
 def load_weights(
     model: Detector | Body | VGGBody,  # a detector, or the body of one alone
-    source: str | Path,  # a file that `read_weights_file` takes, or a tag of timm such as resnet50_gn.a1h_in1k
+    source: str | Path,  # a file that `read_weights_file` takes, one of `PACKAGES`, or a tag of timm
 ) -> dict[str, Any]:  # what pre-training cost (images, pixels, seconds), as far as the file tells
     """Give a body, and fc6 and fc7 of VGG-16, pre-trained weights, which must fit exactly. Raises InputError.
 
     Files of Detectron and detectron2 do not say which network they are of. Expect pixels of `DETECTRON`, and the stride
     in the 3x3 convolution, of their GN models; in the 1x1 (`stride_in_1x1`) of MSRA's R-50 and R-101 with frozen BN.
     """
-    path = Path(source)
-    file = read_weights_file(path) if _is_file(source) else WeightsFile(_timm_weights(str(source)))
+    path, file = Path(source), _content(source)
     body = model.backbone.body if isinstance(model, Detector) else model
     inside, prefix = without_prefix(body, file.tensors)
     state, hidden = _parts(inside)
@@ -353,9 +368,15 @@ def load_weights(
         _check_pixels(model.config.conventions, file.pixels, path)
         for head in _heads_with_fc6_fc7(model):
             load_state(nn.ModuleDict({"fcs": head.fcs}), hidden, path)
-    if told := _told(file, prefix):
+    if told := _told(source, file, prefix):
         _say_once(f"{path}: {told}")
     return dict(file.cost)
+
+
+def _pixels_of_timm(name: str) -> Pixels:
+    "As timm says of a network or of a tag"
+    config: Any = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
 
 
 def _pixels_of_file(path: Path, backbone: str) -> Pixels:
@@ -367,8 +388,7 @@ def _pixels_of_file(path: Path, backbone: str) -> Pixels:
         return TORCHVISION.pixel_mean, TORCHVISION.pixel_std
     if is_detectrons(file.tensors) or backbone in OWN or not (file.tensors and timm.is_model(backbone)):
         return _usual_pixels(backbone)
-    config: Any = timm.get_pretrained_cfg(backbone)
-    return tuple(config.mean), tuple(config.std)
+    return _pixels_of_timm(backbone)
 
 
 def pixel_statistics(
@@ -378,11 +398,28 @@ def pixel_statistics(
     "The normalization of pixels that weights were trained with: as a file says, timm's for its models, or the usual"
     if not source:
         return _usual_pixels(backbone)
+    if str(source) in PACKAGES:
+        return _pixels_of_timm(PACKAGES[str(source)].backbone)
     if _is_file(source):
         return _pixels_of_file(Path(source), backbone)
     _check_tag(str(source))
-    config: Any = timm.get_pretrained_cfg(str(source))
-    return tuple(config.mean), tuple(config.std)
+    return _pixels_of_timm(str(source))
+
+# %% ../../nbs/61_pretraining.ipynb #323e227a
+def imagenet_weights(
+    backbone: str,  # name of the body
+) -> str:  # as for `load_weights`
+    "The ImageNet weights of a body where none are named: a package, or else timm's. Raises InputError"
+    for name, package in PACKAGES.items():
+        if package.backbone == backbone:
+            packaged_weights(name)  # complains if it is not installed
+            return name
+    if backbone in OWN or not timm.is_model_pretrained(backbone):
+        raise InputError(
+            f"no ImageNet weights of {backbone} are known; give a file with --weights, or images to pre-train on "
+            "with --crops"
+        )
+    return backbone
 
 # %% ../../nbs/61_pretraining.ipynb #19d3cd9c
 IMAGENET_EPOCHS = 100  # of pre-training, as the paper counts (Sec. 3.2)
@@ -393,7 +430,7 @@ IMAGENET_PIXELS = IMAGENET_IMAGES * 224**2
 class PretrainingCost(TypedDict, total=False):
     "What pre-trained weights are and have cost, as far as that is known"
 
-    weights: Required[str]  # a file or a tag of timm
+    weights: Required[str]  # a file, a package with its version, or a tag of timm
     counted: Required[str]  # "as recorded" in the file, "by the paper's count", or "not recorded"
     images: int  # each as often as it was seen
     pixels: int
@@ -406,11 +443,12 @@ def pretraining_cost(
     model: Detector,  # that the weights are for, and must fit
     source: str,  # as for `load_weights`
 ) -> PretrainingCost:
-    "What weights have cost: as their file tells, for timm's by the paper's count. Raises InputError"
+    "What weights have cost: as their file tells, for timm's and packages' by the paper's count. Raises InputError"
     known: Any = load_weights(model, source)
     if known:
         return {**known, "weights": source, "counted": "as recorded"}
     if _is_file(source):
         return {"weights": source, "counted": "not recorded"}
     seen: Any = {"images": IMAGENET_IMAGES, "pixels": IMAGENET_PIXELS}
-    return {**seen, "weights": source, "counted": "by the paper's count"}
+    name = f"{source} {packaged_weights(source)[1]}" if source in PACKAGES else source
+    return {**seen, "weights": name, "counted": "by the paper's count"}

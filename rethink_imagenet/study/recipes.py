@@ -22,7 +22,7 @@ from ..data.coco import read_coco, read_json, trainable
 from ..data.datasets import Dataset
 from ..data.splits import nested_subset, select
 from ..data.voc import read_voc
-from ..detection.detectors import SMALL, VGG16, DetectorConfig
+from ..detection.detectors import MINIATURE, VGG16, DetectorConfig
 from ..errors import InputError, nearest
 from ..evaluation.average_precision import Figures
 from .plans import Plan
@@ -552,11 +552,11 @@ SMALLER = {"resnet50": "resnet10_025", "resnet101": "resnet18", "resnext152_8x32
 def small_detector(
     detector: DetectorConfig,  # of a recipe
 ) -> DetectorConfig:
-    "The same system with the sizes of `SMALL`"
+    "The same system with the sizes of `MINIATURE`"
     names = "channels", "hidden", "keypoint_channels", "canonical", "rpn_number", "pre_nms", "box_number"
-    fields = {name: getattr(SMALL, name) for name in names}
-    scales = SMALL.anchor_scales if len(detector.anchor_scales) == 1 else (1, 2, 4)
-    rules = replace(detector.conventions, post_nms=SMALL.conventions.post_nms)
+    fields = {name: getattr(MINIATURE, name) for name in names}
+    scales = MINIATURE.anchor_scales if len(detector.anchor_scales) == 1 else (1, 2, 4)
+    rules = replace(detector.conventions, post_nms=MINIATURE.conventions.post_nms)
     body = SMALLER.get(detector.backbone, detector.backbone)
     return replace(detector, backbone=body, anchor_scales=scales, conventions=rules, **fields)
 

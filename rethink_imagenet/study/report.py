@@ -412,7 +412,8 @@ background:var(--paper);overflow-wrap:anywhere}
 h1{line-height:1.2}h2{margin-top:2.5rem}
 .verdict{font-size:1.25rem;border-left:.3rem solid var(--accent);padding-left:1rem}
 img{max-width:100%;display:block;background:#fff;border-radius:.3rem;margin:.5rem 0}
-.table{overflow-x:auto}
+.table,.pair{overflow-x:auto}
+figure{margin:1.5rem 0}figcaption{color:var(--soft);font-size:.85rem}
 table{border-collapse:collapse;font-size:.85rem;overflow-wrap:normal}
 td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}
@@ -436,8 +437,11 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ 
 <h2>{{ title }}</h2><p>{{ told }}</p><img alt="{{ title }}" src="data:image/png;base64,{{ plot }}">
 {% endfor %}
 {% if pictures %}<h2>Detections of both arms</h2>
-<p>Left from scratch, right with pre-training, on images where the two differ most.</p>
-{% for name, picture in pictures %}<img alt="{{ name }}" src="data:image/jpeg;base64,{{ picture }}">
+<p>Left from scratch, right with pre-training, the images where the two differ most first. Detections with a score of
+at least 0.5 are drawn with their class; thin white lines are the objects. A detection is right where it overlaps an
+object of its class with an IoU of at least 0.5.</p>
+{% for name, picture in pictures %}<figure><div class="pair" tabindex="0" role="region" aria-label="{{ name }}">
+<img alt="{{ name }}" src="data:image/jpeg;base64,{{ picture }}"></div><figcaption>{{ name }}</figcaption></figure>
 {% endfor %}
 {% endif %}
 {% for title, rows, notes in tables if rows %}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['peak_memory', 'StepCost', 'measure_step', 'dry_run', 'Speed', 'measure_speed', 'evaluations_of', 'seconds_of', 'Size',
-           'expected_width', 'sizes_within', 'plan_hours']
+           'expected_width', 'sizes_within', 'describe_comparison', 'plan_hours']
 
 # %% ../../nbs/69_timing.ipynb #131fe2bc
 import sys
@@ -253,6 +253,18 @@ def _table(sizes: Sequence[tuple[Size, float]], chosen: Size, experiment: Experi
             "95 % interval": f"+-{half:.1f} AP{', images only' if size.seeds == 1 else ''}",
         })  # fmt: skip
     return aligned(rows)
+
+
+def describe_comparison(
+    experiment: Experiment,  # the pre-trained arm's
+    speed: Speed,  # of this machine
+    seeds: int = 1,  # runs of each arm on each schedule
+    subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
+) -> str:
+    "How long a comparison takes and what it can tell, in a table of one row"
+    whole = len(trainable(experiment.train_set))
+    size = Size(seeds, experiment.plan.schedules, tuple(number / whole for number in subsets))
+    return _table([(size, seconds_of(experiment, speed, seeds, subsets))], size, experiment)
 
 
 def plan_hours(

@@ -364,7 +364,15 @@ def details_of(
     }  # fmt: skip
 
 
-def _courses(rows: list[Row], resampled: Resampled, margin: float, look: int) -> list[SystemCourse]:
+def _has_learned(rows: list[Row], lost: set[tuple[str, bool]]) -> bool:
+    "Whether an arm has learned to detect on its longest schedule; without rows it has not"
+    longest = max((row["schedule"] for row in rows), default=0.0)
+    return any(_key(row) not in lost for row in rows if row["schedule"] == longest)
+
+
+def _courses(
+    rows: list[Row], resampled: Resampled, margin: float, look: int, lost: set[tuple[str, bool]]
+) -> list[SystemCourse]:
     "What the ladders of a system tell, on each amount of data"
     found = []
     for own in _systems(rows):
@@ -374,8 +382,10 @@ def _courses(rows: list[Row], resampled: Resampled, margin: float, look: int) ->
             ladders = [resampled.ladder(arm) for arm in arms]
             course = course_of(ladders[0], ladders[1], margin, level_at_look(look))
         if course is not None:
+            empty = "The pre-trained arm has not learned to detect, so its schedules tell nothing."
+            told = course.statement if _has_learned(arms[1], lost) else empty
             what = {"system": own[0]["system"], "images_of": own[0]["images_of"], "kind": resampled.kind}
-            found.append(cast(SystemCourse, what | {"course": asdict(course), "statement": course.statement}))
+            found.append(cast(SystemCourse, what | {"course": asdict(course), "statement": told}))
     return found
 
 
@@ -385,7 +395,9 @@ def _objects_in(study: Study, rows: list[Row]) -> int:
     return round(sum(count(one)["instances"] for one in sets) / len(sets))
 
 
-def _amounts(study: Study, ends: list[Pair], resampled: Resampled, margin: float, look: int) -> list[SystemAmounts]:
+def _amounts(
+    study: Study, ends: list[Pair], resampled: Resampled, margin: float, look: int, lost: set[tuple[str, bool]]
+) -> list[SystemAmounts]:
     "What several amounts of data tell of a system: of its longest schedules, at the amounts that both arms have"
     pairs = sorted((pair for pair in ends if len(pair) == len(ARMS)), key=lambda pair: pair["scratch"][0]["images_of"])
     if len(pairs) < 2:
@@ -395,7 +407,13 @@ def _amounts(study: Study, ends: list[Pair], resampled: Resampled, margin: float
     amounts: Amounts | None = amounts_of(ladders[0], ladders[1], objects, margin, level_at_look(look))
     assert amounts is not None
     what = {"system": pairs[0]["scratch"][0]["system"], "kind": resampled.kind}
-    return [cast(SystemAmounts, what | {"amounts": asdict(amounts), "statement": amounts.statement})]
+    empty = [f"{pair['scratch'][0]['images_of']:,}" for pair in pairs if not _has_learned(pair["pretrained"], lost)]
+    told = amounts.statement
+    if len(empty) == len(pairs):
+        told = "The pre-trained arm has learned to detect on no amount of data, so the gaps tell nothing."
+    elif empty:
+        told += f" On {', '.join(empty)} images the pre-trained arm has not learned to detect."
+    return [cast(SystemAmounts, what | {"amounts": asdict(amounts), "statement": told})]
 
 # %% ../../nbs/64_verdicts.ipynb #fe9d88a9
 class StudyResults(TypedDict):
@@ -468,7 +486,7 @@ class _Judge:
             return _Findings(found, [], [], [], [])
         some, first, rules = of[kinds[0]], resampled[kinds[0]], (self.margin, self.look)
         ends = longest_of(some)
-        courses, amounts = _courses(some, first, *rules), _amounts(self.study, ends, first, *rules)
+        courses, amounts = _courses(some, first, *rules, lost), _amounts(self.study, ends, first, *rules, lost)
         names = self.study.arm_named(rows[0]["training"]).experiment.val_set.category_names
         details = [details_of(pair, first, names) for pair in ends if len(pair) == len(ARMS)]
         return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts, details)

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -49,7 +49,7 @@ from rethink_imagenet.detection.detectors import (
     check_from_scratch,
     has_bfloat16,
 )
-from ..errors import InputError, nearest, printable
+from ..errors import InputError, fits, nearest, printable
 from ..evaluation.augmented_testing import AugmentedDetector, WholeSamples, passes_at
 from rethink_imagenet.evaluation.average_precision import (
     check_method,
@@ -66,6 +66,7 @@ from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
     Classifier,
     Pretraining,
+    imagenet_weights,
     load_weights,
     pixel_statistics,
     pretrain,
@@ -85,7 +86,8 @@ from rethink_imagenet.study.recipes import (
     seconds_an_iteration,
 )
 from ..study.report import SIDE_BY_SIDE, caution_of, table_rows, text_report, write_report
-from ..study.studies import load_detector, run_family, shared_detections
+from ..study.studies import load_detector, read_saved, run_family, save_json, shared_detections
+from ..study.timing import describe_comparison, measure_speed, plan_hours
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import read_grid, tune
 from ..study.verdicts import compare
@@ -104,6 +106,7 @@ from rethink_imagenet.tools.options import (
     Recipes,
     Report,
     RunOptions,
+    SizeOptions,
     Train,
     Tune,
     flat,
@@ -125,6 +128,7 @@ from rethink_imagenet.training.processes import (
     memory_told,
     say,
     the_same_everywhere,
+    world_size,
 )
 
 # %% ../../nbs/73_commands.ipynb #8f9d438d
@@ -211,7 +215,7 @@ def _repeatable(settings: Any) -> dict[str, Any]:
 
 _OURS = re.compile(
     r"(?:(?:[^/]*-)?[\d.e-]+x/|tuning/|before-switch/|run/|pretraining/(?:[^/]+/)?)*"  # folders of runs
-    r"(?:(?:config|results|detections|detections_augmented|tuning|weights)\.json(?:\.partial)?"
+    r"(?:(?:config|hours|results|detections|detections_augmented|tuning|weights)\.json(?:\.partial)?"
     r"|(?:log\.jsonl|weights\.safetensors|report\.html|curves\.png|figure\.png|table\.txt)(?:\.partial)?"
     r"|checkpoints/(?:\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|lock|lock\.owner)"
     r"|tensorboard/events\.out\.tfevents\..*)"
@@ -306,9 +310,24 @@ def prepare_folder(
 # %% ../../nbs/73_commands.ipynb #f4106a70
 PLANS = {
     "demo": Plan(DEMO, (2, 4, 6), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
-    "small": Plan(SMALL, (2, 4, 6), unit=150, rate=0.04, batch=8, short=(192, 192), long=320, evaluations=6),
+    "small": Plan(SMALL, (2, 4, 6), unit=300, rate=0.08, batch=8, short=(160, 160), long=288, evaluations=3),
     "paper": Plan(),
 }
+
+
+def _size(settings: Compare | Tune | Train) -> Literal["demo", "small", "paper"]:
+    "The size of model that was typed, or that suits the data"
+    return settings.detector.model or ("paper" if settings.source.data or settings.source.train else "demo")
+
+
+def _weights_of_arm(settings: Compare | Tune) -> str:
+    "What the pre-trained arm begins from: what was typed, or the model's own; empty for crops. Raises InputError"
+    how, size = settings.pretraining, _size(settings)
+    if how.weights or how.crops or size == "demo":
+        return how.weights
+    if size == "small":
+        return imagenet_weights(settings.detector.backbone or SMALL.backbone)
+    return "resnet50_gn.a1h_in1k"
 
 
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
@@ -594,16 +613,79 @@ def _typed() -> str:
     "The command as it was typed, for the record"
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
+# %% ../../nbs/73_commands.ipynb #9b924fdc
+_HOURS = {"seeds": int, "schedules": list[float], "subsets": list[int], "told": str}
+
+
+@dataclass(frozen=True)
+class _Sized:
+    "A comparison with its size"
+
+    experiment: Experiment
+    seeds: int
+    subsets: tuple[int, ...]
+
+
+def _check_size(size: SizeOptions) -> None:
+    "Raises InputError for sizes that there are not"
+    if not 1 <= size.seeds <= 100:
+        raise InputError(f"--seeds {size.seeds}: takes a number from 1 to 100")
+    if not (size.hours == 0 or 0 < size.hours < 1e5):
+        raise InputError(f"--hours {size.hours:g}: takes a positive number of hours")
+    if size.hours and (size.schedules or size.seeds != 1 or size.subsets):
+        raise InputError("--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets")
+
+
+def _hours_in(folder: Path) -> dict[str, Any] | None:
+    "What was planned in a folder before, if anything. Raises InputError"
+    path = folder / "hours.json"
+    known = read_saved(path)
+    if known is not None and not all(fits(known.get(key), kind) for key, kind in _HOURS.items()):
+        raise InputError(f"{path}: is damaged; remove it, and it will be planned anew")
+    return known
+
+
+def _sized(size: SizeOptions, experiment: Experiment) -> _Sized:
+    "A comparison of the size that was typed, or of the largest that fits into the hours that there are"
+    if not size.hours:
+        with fail_together():
+            subsets = _amounts(size.subsets, experiment.train_set)
+        return _Sized(experiment, size.seeds, subsets)
+    with fail_together():
+        known = _hours_in(experiment.folder) if is_first() else None
+    known = from_first(known)
+    if known is None:
+        speed = measure_speed(experiment)
+        with fail_together():
+            chosen, told = plan_hours(experiment, speed, size.hours)
+        subsets = chosen.subsets(len(trainable(experiment.train_set)))
+        known = from_first(
+            {"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": list(subsets), "told": told}
+        )
+        save_json(experiment.folder / "hours.json", known)
+    say(f"{known['told']}\nplanned: the line with the arrow; pre-training and judging come on top")
+    plan = replace(experiment.plan, schedules=tuple(known["schedules"]))
+    return _Sized(replace(experiment, plan=plan), known["seeds"], tuple(known["subsets"]))
+
 # %% ../../nbs/73_commands.ipynb #dc72e4af
+def _say_few(plan: Plan, at_once: int) -> None:
+    "Say so where a norm takes its statistics over few images"
+    norm, share = plan.detector.norm, -(-plan.batch // world_size())
+    seen = min(at_once or share, share) * (world_size() if norm == "syncbn" else 1)
+    if norm in ("bn", "syncbn") and seen < 8:
+        say(f"caution: the norm {norm} takes its statistics over {seen} images; 8 or more are better")
+
+
 def _plan(
     settings: Compare | Tune | Train, sets: tuple[Dataset, Dataset] | None, weights: str, schedules: str, target: str
 ) -> Plan:
     "The plan for the data that were named, or for the embedded scenes. Raises InputError"
     classes, masks = (len(sets[0].category_ids), sets[0].polygons is not None) if sets else (len(SCENE_SHAPES), True)
-    source, options = settings.source, settings.detector
-    size = options.model or ("paper" if source.data or source.train else "demo")
+    options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
-    return plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    plan = plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    _say_few(plan, settings.how.at_once)
+    return plan
 
 
 def _check_start(plan: Plan, weights: str = "") -> None:
@@ -631,39 +713,75 @@ def _inputs(settings: Compare | Tune | Train, *more: str) -> list[str]:
     return [source.data, source.train, source.val, *images, *more]
 
 
+@dataclass(frozen=True)
+class _Beginning:
+    "What was asked for, looked at before anything is trained"
+
+    plan: Plan
+    sets: tuple[Dataset, Dataset] | None  # None for the embedded scenes
+    shared: Shared | None
+    weights: str  # "" where they are pre-trained here
+    grid: Mapping[str, Sequence[float | tuple[int, int]]]
+    execution: Execution
+
+
+def _begin(settings: Compare | Tune) -> _Beginning:
+    "Look at all that was asked for. Raises InputError"
+    how, size = settings.pretraining, settings.size
+    _check_comparison(how, settings.margin)
+    _check_size(size)
+    weights = _weights_of_arm(settings)
+    grid = read_grid(settings.grid) if settings.grid else {}
+    target = _target(settings.how, "rethink_compare")
+    execution = execution_of(settings.how, target, settings.folder.accept)
+    sets, shared = _read_to_train(settings.source, settings.detector.seed)
+    _amounts(size.subsets, sets[0] if sets else None)
+    plan = _plan(settings, sets, weights, size.schedules, target)
+    if weights:
+        _check_start(plan, weights)
+    _check_start(plan)
+    if how.crops:
+        ClassificationSamples(how.crops, how.side)
+    return _Beginning(plan, sets, shared, weights, grid, execution)
+
+
+def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
+    "Say what a comparison would be, how long it would take, and what it could tell"
+    size = settings.size
+    with TemporaryDirectory() as temporary:  # of each process its own
+        sets = begun.sets or read_splits(write_scenes(Path(temporary) / "scenes"))
+        if settings.source.subset and not begun.sets:
+            sets = nested_subset(sets[0], settings.source.subset, settings.detector.seed), sets[1]
+        experiment = Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", begun.execution)
+        with fail_together():
+            subsets, speed = _amounts(size.subsets, sets[0]), measure_speed(experiment)
+            if size.hours:
+                say(plan_hours(experiment, speed, size.hours)[1])
+            else:
+                say(describe_comparison(experiment, speed, size.seeds, subsets))
+
+
 def _compare(settings: Compare | Tune) -> None:
     "Choose hyper-parameters where a grid is given, train both arms, judge, and report"
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
-    paper = settings.detector.model == "paper" or (not settings.detector.model and bool(source.data or source.train))
-    weights = how.weights or ("resnet50_gn.a1h_in1k" if paper and not how.crops else "")
     with fail_together():
-        _check_comparison(how, settings.margin)
-        if not 1 <= settings.seeds <= 100:
-            raise InputError(f"--seeds {settings.seeds}: takes a number from 1 to 100")
-        subsets = settings.subsets if isinstance(settings, Compare) else ""
-        grid = read_grid(settings.grid) if settings.grid else {}
-        target = _target(settings.how, "rethink_compare")
-        execution = execution_of(settings.how, target, settings.folder.accept)
-        sets, shared = _read_to_train(source, settings.detector.seed)
-        _amounts(subsets, sets[0] if sets else None)
-        plan = _plan(settings, sets, weights, settings.schedules, target)
-        if weights:
-            _check_start(plan, weights)
-        _check_start(plan)
-        if how.crops:
-            ClassificationSamples(how.crops, how.side)
-        more = {"pretraining": [weights, how.crops, how.side, how.epochs], "grid": settings.grid}
-        if is_first():
-            inputs = _inputs(settings, weights, how.crops)
-            prepare_folder(folder, _config(settings, more, plan), settings.folder, inputs, _repeatable(settings))
-    train_set, val_set = sets or _embedded(folder, source.subset, settings.detector.seed)
-    with fail_together():
-        amounts = _amounts(subsets, train_set)
-    start = weights or _pretrained(folder, how, plan, execution)
-    experiment, tuning = Experiment(plan, train_set, val_set, folder, start, execution, shared), None
-    if grid:
-        plan, tuning = tune(experiment, grid)
-    results = compare(replace(experiment, plan=plan), _typed(), settings.margin, tuning, settings.seeds, amounts)
+        begun = _begin(settings)
+        more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
+        more |= {"hours": settings.size.hours} if settings.size.hours else {}
+        if is_first() and not settings.size.dry_run:
+            inputs = _inputs(settings, begun.weights, how.crops)
+            config = _config(settings, more, begun.plan)
+            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+    if settings.size.dry_run:
+        return _foretell_comparison(settings, begun)
+    train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
+    start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
+    experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
+    sized, tuning = _sized(settings.size, experiment), None
+    if begun.grid:
+        plan, tuning = tune(sized.experiment, begun.grid)
+        sized = replace(sized, experiment=replace(experiment, plan=plan))
+    results = compare(sized.experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
     if is_first():
         write_side_by_side(folder, results, val_set)
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")

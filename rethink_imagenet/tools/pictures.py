@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
@@ -48,10 +48,12 @@ def bitmap(
 
 
 def _write_label(image: Image.Image, box: list[float], text: str, colour: str) -> None:
-    "Write into the upper left corner of a box, black on its colour"
-    canvas, corner = ImageDraw.Draw(image), (max(box[0], 0), max(box[1], 0))
+    "Write into the upper left corner of a box, on its colour, and not beyond the edge of the image"
+    canvas = ImageDraw.Draw(image)
+    corner = max(min(box[0], image.width - canvas.textlength(text) - 1), 0), max(min(box[1], image.height - 12), 0)
     canvas.rectangle(canvas.textbbox(corner, text), fill=colour)
-    canvas.text(corner, text, fill="black")
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    canvas.text(corner, text, fill="black" if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else "white")
 
 
 def draw_detections(
