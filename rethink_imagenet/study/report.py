@@ -290,8 +290,11 @@ def table_rows(
 ) -> list[dict[str, str]]:
     "One row for each run, ready to print"
     rows = []
-    for run in sorted(runs, key=lambda run: (list(NAMES).index(run["arm"]), run["schedule"], run["seed"])):
-        row = {"arm": NAMES[run["arm"]], "schedule": f"{run['schedule']:g}x", "iterations": f"{run['iterations']:,}"}
+    arms = list(NAMES)
+    for run in sorted(runs, key=lambda r: (arms.index(r["arm"]), -r["images_of"], r["schedule"], r["seed"])):
+        row = {"arm": NAMES[run["arm"]]}
+        row |= {"trained on": f"{run['images_of']:,}"} if len({other["images_of"] for other in runs}) > 1 else {}
+        row |= {"schedule": f"{run['schedule']:g}x", "iterations": f"{run['iterations']:,}"}
         row |= {"seed": str(run["seed"])} if len({other["seed"] for other in runs}) > 1 else {}
         for kind in ("box", "mask", "keypoint"):
             if kind in run:
