@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from rethink_imagenet.data.images import load_image
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.data.splits import count, nested_subset, read_splits, select
 from rethink_imagenet.data.transforms import read_sample
-from rethink_imagenet.detection.detectors import mask_rcnn
+from rethink_imagenet.detection.detectors import MINIATURE, mask_rcnn
 from rethink_imagenet.evaluation.average_precision import evaluate
+from rethink_imagenet.study.plans import Execution, Experiment, Plan
+from rethink_imagenet.study.studies import run_schedule
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Sample = Callable[[str], Path]
@@ -102,7 +105,7 @@ def test_some_images_are_evaluated_by_their_own_objects(sample_data: Sample) -> 
     assert evaluate(val, found, masks=False)["voc"]["map"] < 50
 
 
-def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: Sample, tmp_path: Path) -> None:
+def test_eight_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path) -> None:
     """Losses, targets and read-out fit together: trained and evaluated on the same 8 images, more than 60 box AP."""
     root = sample_data("coco_mini_by")
     source = root / "annotations" / "instances_train2017.json"
@@ -113,11 +116,10 @@ def test_eight_photographs_are_learned_by_heart(command: Command, sample_data: S
     eight, again = tmp_path / "eight.json", tmp_path / "again.json"
     for path in (eight, again):
         path.write_text(json.dumps(content))
-    words = ["--train", eight, "--val", again, "--images", root / "train2017", "--model", "demo", "--short", 192]
-    done = command(
-        "rethink_train", *words, "--schedule", 2, "--unit", 350, "--batch", 4, "--rate", 0.16, "--out", "out"
-    )
-    assert done.returncode == 0, done.stderr
+    train_set, val_set = read_coco(eight, root / "train2017"), read_coco(again, root / "train2017")
+    detector = replace(MINIATURE, num_classes=len(train_set.category_ids))
+    plan = Plan(detector, (2,), unit=350, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=6)
+    run_schedule(Experiment(plan, train_set, val_set, tmp_path / "out", execution=Execution(workers=1)), 2)
     results = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())
     assert results["box"]["ap"] > 60
     for kind, name in (("box", "bbox"), ("mask", "segm")):

@@ -32,6 +32,9 @@ class Execution:
     graphs: bool = False  # whether a GPU plays back what the backbone does with the most frequent sizes
     accept: tuple[str, ...] = ()  # settings that may have changed since a run was interrupted
     keep: tuple[int, ...] = ()  # after these iterations a checkpoint is kept, for other runs to begin from
+    jobs: int = 1  # runs of a study that go on at once, each in a process of its own; 0 for as many as suit
+    threads: int = 0  # of a study on a CPU; 0 for as many as PyTorch takes, -1 for each run's share of the cores
+    cluster: str = ""  # that carries out the runs of a study, as `read_cluster` takes it; "" for this machine
 
 # %% ../../nbs/62_plans.ipynb #d4cc852f
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'switched_state', 'switch_over', 'shared_detections', 'save_json', 'read_saved', 'Point',
            'RunResults', 'run_schedule', 'runs_in', 'load_detector', 'run_family', 'Cell', 'Arm', 'Study',
-           'comparison_of', 'run_study', 'Row', 'rows_of']
+           'comparison_of', 'StudyRun', 'runs_of', 'computing_with', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
@@ -44,6 +46,16 @@ from rethink_imagenet.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
     write_atomically,
+)
+from ..training.distributed import device_of, joined, workers_for
+from rethink_imagenet.training.jobs import (
+    Job,
+    at_once_for,
+    environments_for,
+    read_cluster,
+    run_jobs,
+    submit_jobs,
+    threads_for,
 )
 from ..training.logs import are_figures
 from rethink_imagenet.training.loop import (
@@ -566,27 +578,127 @@ def comparison_of(
     return Study(tuple(arms), tuple(cells))
 
 # %% ../../nbs/63_studies.ipynb #9202b553
+@dataclass(frozen=True)
+class StudyRun:
+    "A run of a study"
+
+    training: str  # name of the `Arm` that it is of
+    experiment: Experiment
+    schedule: float  # in multiples of 1x
+    trunk: str = ""  # folder of the run that it branches off from, or goes on from with a cascade
+    iterations: int = 0  # beyond what it begins from
+
+    @property
+    def folder(self) -> str:
+        "Name of its folder"
+        return f"{self.training}-{self.schedule:g}x"
+
+    @property
+    def is_finished(self) -> bool:
+        "Whether its results are there"
+        return (self.experiment.folder / self.folder / "results.json").is_file()
+
+    def carried_out(
+        self,
+        after: int = 0,  # iterations of the runs that follow, for the time left
+    ) -> RunResults:
+        "What it has come to; what is finished is not done again. Raises InputError or a RunStopped"
+        return run_schedule(self.experiment, self.schedule, self.folder, self.trunk, after)
+
+
+def runs_of(
+    arm: Arm,  # of a study
+    study: Study,  # whose other arms may go on from it
+) -> list[StudyRun]:  # each after the one that it begins from
+    "The runs of an arm"
+    plan, execution = arm.experiment.plan, arm.experiment.execution
+    keep = tuple(other.experiment.plan.switch_point for other in study.arms if other.begins_from == arm.name)
+    experiment = replace(arm.experiment, execution=replace(execution, keep=keep))
+    longest, *shorter = sorted(plan.schedules, reverse=True)
+    if arm.begins_from:
+        return [StudyRun(arm.name, experiment, longest, f"{arm.begins_from}-{longest:g}x", plan.cascade_last)]
+    trunk = StudyRun(arm.name, experiment, longest, "", plan.schedule(longest).iterations)
+    tails = {n: plan.schedule(n).iterations - plan.schedule(n).drops[0] for n in shorter}
+    return [trunk, *(StudyRun(arm.name, experiment, n, trunk.folder, tail) for n, tail in tails.items())]
+
+
+def _say_arm(arm: Arm) -> None:
+    "Say what will be trained for an arm"
+    plan, switch = arm.experiment.plan, f"{arm.begins_from} goes on with a cascade after"
+    say(f"{arm.name}: {f'{switch} {plan.switch_point:,} iterations' if arm.begins_from else plan.family}")
+
+# %% ../../nbs/63_studies.ipynb #0ad050e4
+def _in_its_process(run: StudyRun, at_once: int) -> None:
+    "Carry out a run in a process of its own, one of so many on this machine, on the device that is there"
+    execution = run.experiment.execution
+    device, workers = device_of(execution.device), execution.workers
+    if workers < 0 or device.startswith("cuda"):  # at most what the cores allow
+        most = max(1, workers_for(device) // at_once)
+        workers = most if workers < 0 else min(workers, most)
+    here = replace(run.experiment, execution=replace(execution, device=device, workers=workers))
+    with joined(device):
+        replace(run, experiment=here).carried_out()
+
+
+def _carry_out_together(study: Study, runs: list[StudyRun], at_once: int) -> None:
+    "Carry out the runs that are not finished, several at once or on a cluster. Raises InputError or a RunStopped"
+    execution = study.arms[0].experiment.execution
+    if world_size() > 1:
+        raise InputError("--jobs and --slurm: several processes of torchrun share each run; take one or the other")
+    for run in runs:
+        if run.is_finished:
+            run.carried_out()  # it is refused if it is of another study
+    left = [run for run in runs if not run.is_finished]
+    names = {run.folder for run in left}
+    jobs = [
+        Job(run.folder, partial(_in_its_process, run, at_once), tuple(names & {run.trunk}), run.iterations)
+        for run in left
+    ]
+    if execution.cluster:
+        submit_jobs(jobs, read_cluster(execution.cluster), study.folder / "jobs")
+    elif jobs:
+        run_jobs(jobs, environments_for(execution.device, min(at_once, len(jobs))))
+
+
+@contextmanager
+def computing_with(
+    threads: int,  # on the CPU; 0 for as many as there are now
+) -> Iterator[None]:
+    "A block in which PyTorch computes with so many threads"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_study(
     study: Study,  # to be carried out
 ) -> list[RunResults]:  # with the names of arm and folder
     "Train and evaluate all arms, each once. Raises InputError or a RunStopped"
-    runs, left = list[RunResults](), sum(arm.iterations for arm in study.arms)
-    for arm in study.arms:
-        left -= arm.iterations
-        plan, execution = arm.experiment.plan, arm.experiment.execution
-        keep = (other.experiment.plan.switch_point for other in study.arms if other.begins_from == arm.name)
-        experiment = replace(arm.experiment, execution=replace(execution, keep=tuple(keep)))
-        if arm.begins_from:
-            say(f"{arm.name}: {arm.begins_from} goes on with a cascade after {plan.switch_point:,} iterations")
-            longest = max(plan.schedules)
-            name, trunk = (f"{one}-{longest:g}x" for one in (arm.name, arm.begins_from))
-            found = [run_schedule(experiment, longest, name, trunk, left)]
-        else:
-            found = run_family(experiment, f"{arm.name}-", after=left)
-        runs += [{**run, "training": arm.name, "folder": f"{arm.name}-{run['schedule']:g}x"} for run in found]
-    return runs
+    execution = study.arms[0].experiment.execution
+    runs = [run for arm in study.arms for run in runs_of(arm, study)]
+    results, left, begun = list[RunResults](), sum(run.iterations for run in runs), set[str]()
+    beginnings = sum(not run.trunk for run in runs)
+    at_once = execution.jobs or at_once_for(execution.device, beginnings, left)
+    threads = threads_for(beginnings) if execution.threads < 0 else execution.threads
+    with computing_with(threads):
+        if at_once > 1 or execution.cluster:
+            for arm in study.arms:
+                _say_arm(arm)
+            _carry_out_together(study, runs, at_once)
+            begun = {arm.name for arm in study.arms}
+        for run in runs:
+            if run.training not in begun:
+                _say_arm(study.arm_named(run.training))
+                begun.add(run.training)
+            left -= run.iterations
+            found = run.carried_out(left)
+            results.append({**found, "training": run.training, "folder": run.folder})
+    return results
 
-
+# %% ../../nbs/63_studies.ipynb #0a11e62a
 class Row(TypedDict):
     "A cell of a study with what its run has reached"
 

@@ -28,7 +28,8 @@ from ..evaluation.seeds import Conditions, expected_half_width
 from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .recipes import aligned
-from .studies import comparison_of
+from .studies import comparison_of, computing_with
+from ..training.jobs import at_once_for, threads_for
 from ..training.loop import backward, optimizer_of
 from ..training.processes import world_size
 
@@ -147,23 +148,37 @@ class Speed:
     image: float  # seconds for an image of an evaluation
 
 
-def measure_speed(
-    experiment: Experiment,  # of which a few steps are taken, and a few images evaluated
-    images: int = 16,  # to evaluate
-) -> Speed:
-    "Train and evaluate for a moment with a new detector. Raises InputError"
-    plan, execution, val = experiment.plan, experiment.execution, experiment.val_set
+def _seconds_of_a_step(plan: Plan, train_set: Dataset, execution: Execution) -> float:
+    "Of a whole batch; where that is quick, the middle of three measurements"
     share = -(-plan.batch // world_size())
-    one = measure_step(plan, experiment.train_set, execution)
+    one = measure_step(plan, train_set, execution)
     step = one.seconds / one.images * share
-    if step < 3:  # seconds, so that three whole steps more are soon taken
-        step = median(measure_step(plan, experiment.train_set, execution, share).seconds for _ in range(3))
-    some = select(val, np.arange(min(images, len(val))))
+    if step > 3:
+        return step
+    return median(measure_step(plan, train_set, execution, share).seconds for _ in range(3))
+
+
+def _seconds_of_an_image(plan: Plan, val_set: Dataset, execution: Execution, images: int) -> float:
+    "Of an evaluation, measured on a few"
+    some = select(val_set, np.arange(min(images, len(val_set))))
     seed_everything(plan.seed)
     model = build(plan.detector).to(execution.device).eval()
     begun = _now(execution.device)
     predict(model, EvaluationSamples(some, plan.short[1], plan.long), workers=0)
-    return Speed(step, (_now(execution.device) - begun) / len(some))
+    return (_now(execution.device) - begun) / len(some)
+
+
+def measure_speed(
+    experiment: Experiment,  # of which a few steps are taken, and a few images evaluated
+    images: int = 16,  # to evaluate
+) -> Speed:
+    "Train and evaluate for a moment with a new detector, on the threads that a run of a study has. Raises InputError"
+    plan, execution = experiment.plan, experiment.execution
+    with computing_with(threads_for(2) if execution.threads < 0 else execution.threads):
+        return Speed(
+            _seconds_of_a_step(plan, experiment.train_set, execution),
+            _seconds_of_an_image(plan, experiment.val_set, execution, images),
+        )
 
 
 def evaluations_of(
@@ -185,12 +200,15 @@ def seconds_of(
     seeds: int = 1,  # runs of each arm on each schedule
     subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
 ) -> float:
-    "Seconds that a comparison takes, pre-training and judging not counted"
-    total = 0.0
-    for arm in comparison_of(experiment, seeds, subsets).arms:
+    "Seconds that a comparison takes with as many runs at once as it has; pre-training and judging are not counted"
+    execution, arms = experiment.execution, comparison_of(experiment, seeds, subsets).arms
+    seconds = []
+    for arm in arms:
         evaluated = evaluations_of(arm.experiment.plan) * len(experiment.val_set)
-        total += arm.iterations * speed.step + evaluated * speed.image
-    return total
+        seconds.append(arm.iterations * speed.step + evaluated * speed.image)
+    iterations = sum(arm.iterations for arm in arms)
+    at_once = execution.jobs or at_once_for(execution.device, len(arms), iterations)
+    return max(sum(seconds) / at_once, *seconds)
 
 # %% ../../nbs/69_timing.ipynb #f5a577b5
 _IMAGES, _SEEDS = 0.2, 0.4  # AP: deviation of a pair's difference over 5,000 images, and from seed to seed

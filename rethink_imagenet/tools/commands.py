@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'PLANS', 'one_line_faults', 'in_job', 'foreign_files', 'check_folder', 'prepare_folder', 'plan_of',
-           'execution_of', 'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train', 'rethink_pretrain',
-           'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
+           'execution_of', 'spread_out', 'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train',
+           'rethink_pretrain', 'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes']
 
 # %% ../../nbs/73_commands.ipynb #5220e57e
 import errno
@@ -115,6 +115,7 @@ from rethink_imagenet.tools.options import (
 from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
+from ..training.jobs import read_cluster
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
@@ -417,6 +418,25 @@ def execution_of(
     )
 
 
+def spread_out(
+    execution: Execution,  # of one run after the other
+    settings: Compare | Tune,  # as typed
+) -> Execution:
+    "How a study is carried out: how many runs go on at once, and where. Raises InputError"
+    jobs, slurm = settings.runs.jobs, settings.runs.slurm
+    if not 0 <= jobs <= 1000:
+        raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
+    if world_size() > 1 and (jobs > 1 or slurm):
+        raise InputError("--jobs and --slurm: the processes of torchrun share each run; take torchrun or these")
+    if not slurm:
+        threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
+        return replace(execution, jobs=jobs, threads=threads)
+    if jobs:
+        raise InputError("--jobs and --slurm: a cluster decides how many runs go on at once; give one of them")
+    read_cluster(slurm)
+    return replace(execution, device=settings.how.device, workers=settings.how.workers, cluster=slurm)
+
+
 def precision_of(
     name: Literal["auto", "fp32", "bf16"],  # as typed
     device: str,  # as `device_of` gives it
@@ -591,6 +611,7 @@ def _compare_figure(settings: Compare) -> None:
         target = _target(settings.how, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
+        spread_out(execution, settings)
         if how.crops:
             ClassificationSamples(how.crops, how.side)
         parts, precision = _parts(settings, target)
@@ -604,7 +625,8 @@ def _compare_figure(settings: Compare) -> None:
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")
-    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), execution, settings.margin)
+    spread = spread_out(execution, settings)
+    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), spread, settings.margin)
     if is_first():
         print(f"\n{text_report(results)}\n{write_report(folder)}")
 
@@ -722,7 +744,8 @@ class _Beginning:
     shared: Shared | None
     weights: str  # "" where they are pre-trained here
     grid: Mapping[str, Sequence[float | tuple[int, int]]]
-    execution: Execution
+    execution: Execution  # of what is done in this process
+    spread: Execution  # of the runs
 
 
 def _begin(settings: Compare | Tune) -> _Beginning:
@@ -734,6 +757,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings.how, "rethink_compare")
     execution = execution_of(settings.how, target, settings.folder.accept)
+    spread = spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
     _amounts(size.subsets, sets[0] if sets else None)
     plan = _plan(settings, sets, weights, size.schedules, target)
@@ -742,7 +766,12 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     _check_start(plan)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
-    return _Beginning(plan, sets, shared, weights, grid, execution)
+    return _Beginning(plan, sets, shared, weights, grid, execution, spread)
+
+
+def _measurable(begun: _Beginning) -> Execution:
+    "How a step is measured here: on the threads that a run will have; a cluster's machines are not known"
+    return replace(begun.execution, jobs=begun.spread.jobs, threads=begun.spread.threads)
 
 
 def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
@@ -753,6 +782,7 @@ def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
         if settings.source.subset and not begun.sets:
             sets = nested_subset(sets[0], settings.source.subset, settings.detector.seed), sets[1]
         experiment = Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", begun.execution)
+        experiment = replace(experiment, execution=_measurable(begun))
         with fail_together():
             subsets, speed = _amounts(size.subsets, sets[0]), measure_speed(experiment)
             if size.hours:
@@ -777,11 +807,13 @@ def _compare(settings: Compare | Tune) -> None:
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
-    sized, tuning = _sized(settings.size, experiment), None
+    measured = replace(experiment, execution=_measurable(begun))
+    sized, tuning = _sized(settings.size, measured), None
+    experiment = replace(sized.experiment, execution=begun.spread)
     if begun.grid:
-        plan, tuning = tune(sized.experiment, begun.grid)
-        sized = replace(sized, experiment=replace(experiment, plan=plan))
-    results = compare(sized.experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
+        plan, tuning = tune(experiment, begun.grid)
+        experiment = replace(experiment, plan=plan)
+    results = compare(experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
     if is_first():
         write_side_by_side(folder, results, val_set)
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")

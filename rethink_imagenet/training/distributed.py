@@ -90,7 +90,7 @@ def all_gpus(
     "How to use all GPUs of this machine, where a process is about to use one of several"
     here = torch.cuda.device_count() if device == "cuda" else 1
     start = f"torchrun --standalone --nproc-per-node {here} $(which {command}) ..."
-    return f"computing on one of {here} GPUs; {start} uses all" if here > 1 else ""
+    return f"each run computes on one of {here} GPUs; {start} uses all" if here > 1 else ""
 
 # %% ../../nbs/45_distributed.ipynb #e8c1dfdf
 def workers_for(
