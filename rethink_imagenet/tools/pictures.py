@@ -25,7 +25,6 @@ from ..data.coco import parse
 from ..data.datasets import Dataset
 from ..data.images import load_image
 from ..errors import InputError
-from ..evaluation.resampling import coco_records
 from ..study.report import SIDE_BY_SIDE
 from ..study.verdicts import ARMS, StudyResults
 from ..training.checkpoints import write_atomically
@@ -130,7 +129,7 @@ SURE = 0.5  # smallest score of a detection that is counted and drawn
 class ArmFound:
     "What one run has found in M images, as far as it is sure"
 
-    detections: list[dict[str, Any]]  # in COCO's results format
+    detections: dict[int, list[dict[str, Any]]]  # by id of the image, in COCO's results format
     right: np.ndarray  # [M] int64, detections of an object
     wrong: np.ndarray  # [M] int64, detections of nothing
     objects: np.ndarray  # [M] int64, what there is to find
@@ -143,18 +142,38 @@ class ArmFound:
         return f"{self.right[m]} right {self.wrong[m]} wrong"
 
 
+def _right_and_wrong(dataset: Dataset, m: int, found: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    "How many detections in an image are right, and how many wrong"
+    own = dataset.objects(m)
+    boxes, counted = dataset.boxes[own], dataset.usable[own]
+    classes = np.array(dataset.category_ids)[dataset.labels[own] - 1]
+    areas, free, right, wrong = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), counted.copy(), 0, 0
+    for detection in sorted(found, key=lambda d: -d["score"]):
+        x, y, width, height = detection["bbox"]
+        sides = np.minimum(boxes[:, 2:], (x + width, y + height)) - np.maximum(boxes[:, :2], (x, y))
+        shared, own_class = sides.clip(0).prod(axis=1), classes == detection["category_id"]
+        overlaps = np.where(free & own_class, shared / (areas + width * height - shared).clip(1e-9), 0)
+        if overlaps.max(initial=0) >= 0.5:
+            right += 1
+            free[overlaps.argmax()] = False
+        elif not (shared[own_class & ~counted] >= 0.5 * width * height).any():
+            wrong += 1
+    return right, wrong
+
+
 def arm_found(
     path: Path,  # detections.json of a run
     val_set: Dataset,  # evaluated on
 ) -> ArmFound:
     "Count in each image the right and the wrong detections that a run is sure of. Raises InputError"
-    sure = [detection for detection in parse(path) if detection["score"] >= SURE]
-    records = coco_records(val_set.ground_truth, sure, "box", val_set.image_ids.tolist())
-    place, rankings = np.searchsorted(records.image_ids, val_set.image_ids), records.rankings["all"]
-    images, marks = (np.concatenate(parts) for parts in zip(*((r.images, r.marks[0]) for r in rankings), strict=True))
-    objects = np.concatenate([ranking.objects for ranking in rankings])
-    columns = (images[marks == 1], images[marks == 0], objects)
-    return ArmFound(sure, *(np.bincount(column, minlength=len(place))[place] for column in columns))
+    by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in val_set.image_ids.tolist()}
+    for detection in parse(path):
+        if detection["score"] >= SURE:
+            by_image[detection["image_id"]].append(detection)
+    counts = [_right_and_wrong(val_set, m, found) for m, found in enumerate(by_image.values())]
+    right, wrong = np.array(counts, np.int64).reshape(-1, 2).T
+    objects = [int(val_set.usable[val_set.objects(m)].sum()) for m in range(len(val_set))]
+    return ArmFound(by_image, right, wrong, np.array(objects))
 
 # %% ../../nbs/71_pictures.ipynb #28a91c42
 def images_that_differ(
@@ -197,9 +216,7 @@ def side_by_side(
     found: dict[str, ArmFound],  # by arm, from scratch first
 ) -> Image.Image:
     "What both arms have found in an image: from scratch on the left, with pre-training on the right"
-    image_id, halves = int(dataset.image_ids[m]), []
-    for one in found.values():
-        halves.append(_half(dataset, m, [d for d in one.detections if d["image_id"] == image_id]))
+    halves = [_half(dataset, m, one.detections[int(dataset.image_ids[m])]) for one in found.values()]
     height, width = halves[0].shape[:2]
     picture = Image.new("RGB", (2 * width + 8, height + _STRIP), "white")
     draw = ImageDraw.Draw(picture)
