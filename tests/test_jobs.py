@@ -356,10 +356,10 @@ def test_jobs_in_the_queue_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def words_of(scenes: Path, weights: Path, out: Path, unit: int = 6) -> list[str]:
-    """The command of a study of 2 arms x 2 seeds x 2 schedules."""
+    """The command of a study of 2 arms x 2 seeds x 2 schedules x 2 amounts of data."""
     words: list[object] = [COMPARE, "--data", scenes, "--model", "demo", "--weights", weights, "--out", out]
     words += ["--short", 64, "--long", 64, "--batch", 2, "--workers", 1, "--unit", unit, "--save-every", 2]
-    return [str(word) for word in (*words, "--seeds", 2, "--schedules", "2,3", "--device", "cpu")]
+    return [str(word) for word in (*words, "--seeds", 2, "--schedules", "2,3", "--subsets", 6, "--device", "cpu")]
 
 
 def progress_of(folder: Path) -> int:
@@ -382,7 +382,7 @@ def kill_once(words: list[str], out: Path, rng: random.Random) -> bool:
 
 def killed(scenes: Path, weights: Path, root: Path, kills: int, seed: int = 0) -> list[str]:
     """Carry out the study undisturbed, one run after the other, and killed so many times with --jobs 2."""
-    unit, rng = 4 * kills, random.Random(seed)
+    unit, rng = max(6, 3 * kills), random.Random(seed)
     straight, out = root / "straight", root / "killed"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(

@@ -20,7 +20,7 @@ import numpy as np
 from .coco import KINDS, WORDS, read_coco, split_of, trainable
 from .datasets import Dataset
 from .voc import read_voc, xml_folder
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..randomness import stream
 
 # %% ../../nbs/15_splits.ipynb #de2e0fa5
@@ -274,7 +274,7 @@ class Shared:
         found = {how: pairs for how, pairs in self.pairs.items() if pairs}
         if not found:
             return ""
-        (one, other), *_ = next(iter(found.values()))
+        one, other = map(printable, next(iter(found.values()))[0])
         ways = ", ".join(f"{len(p):,} {kind}" for kind, p in found.items())
         return (
             f"{self.number:,} of {self.images:,} images to evaluate on are trained on as well ({ways}; "
@@ -382,5 +382,6 @@ def summary(
     left_out += "".join(f"; {kind} are there and not trained" for kind in dataset.unread)
     return (
         f"{dataset.source}: {counts['images']:,} images, {counts['instances']:,} instances, "
-        f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} categories, {' and '.join(kinds)}{left_out}"
+        f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
+        f"categor{'y' if len(dataset.category_ids) == 1 else 'ies'}, {' and '.join(kinds)}{left_out}"
     )

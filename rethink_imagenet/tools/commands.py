@@ -310,7 +310,7 @@ def prepare_folder(
 
 # %% ../../nbs/73_commands.ipynb #f4106a70
 PLANS = {
-    "demo": Plan(DEMO, (2, 4, 6), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
+    "demo": Plan(DEMO, (2, 6, 12), unit=120, rate=0.04, batch=8, short=(96, 96), long=96, evaluations=6),
     "small": Plan(SMALL, (2, 4, 6), unit=300, rate=0.08, batch=8, short=(160, 160), long=288, evaluations=3),
     "paper": Plan(),
 }
@@ -650,11 +650,11 @@ class _Sized:
 
 def _check_size(size: SizeOptions) -> None:
     "Raises InputError for sizes that there are not"
-    if not 1 <= size.seeds <= 100:
+    if not 0 <= size.seeds <= 100:
         raise InputError(f"--seeds {size.seeds}: takes a number from 1 to 100")
     if not (size.hours == 0 or 0 < size.hours < 1e5):
         raise InputError(f"--hours {size.hours:g}: takes a positive number of hours")
-    if size.hours and (size.schedules or size.seeds != 1 or size.subsets):
+    if size.hours and (size.schedules or size.seeds or size.subsets):
         raise InputError("--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets")
 
 
@@ -667,12 +667,18 @@ def _hours_in(folder: Path) -> dict[str, Any] | None:
     return known
 
 
-def _sized(size: SizeOptions, experiment: Experiment) -> _Sized:
+def _seeds(settings: Compare | Tune) -> int:
+    "Runs of each arm, as typed or by default; the scenes are small enough for two"
+    return settings.size.seeds or (1 if settings.source.data or settings.source.train else 2)
+
+
+def _sized(settings: Compare | Tune, experiment: Experiment) -> _Sized:
     "A comparison of the size that was typed, or of the largest that fits into the hours that there are"
+    size = settings.size
     if not size.hours:
         with fail_together():
             subsets = _amounts(size.subsets, experiment.train_set)
-        return _Sized(experiment, size.seeds, subsets)
+        return _Sized(experiment, _seeds(settings), subsets)
     with fail_together():
         known = _hours_in(experiment.folder) if is_first() else None
     known = from_first(known)
@@ -788,7 +794,7 @@ def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
             if size.hours:
                 say(plan_hours(experiment, speed, size.hours)[1])
             else:
-                say(describe_comparison(experiment, speed, size.seeds, subsets))
+                say(describe_comparison(experiment, speed, _seeds(settings), subsets))
 
 
 def _compare(settings: Compare | Tune) -> None:
@@ -808,7 +814,7 @@ def _compare(settings: Compare | Tune) -> None:
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
     measured = replace(experiment, execution=_measurable(begun))
-    sized, tuning = _sized(settings.size, measured), None
+    sized, tuning = _sized(settings, measured), None
     experiment = replace(sized.experiment, execution=begun.spread)
     if begun.grid:
         plan, tuning = tune(experiment, begun.grid)

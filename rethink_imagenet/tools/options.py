@@ -99,7 +99,7 @@ class SizeOptions:
     "How large a comparison is"
 
     schedules: str = ""  # lengths of training in multiples of 1x, such as 2,4,6
-    seeds: int = 1  # runs of each arm; with several the interval covers the chance in training; more can follow
+    seeds: int = 0  # runs of each arm; by default 2 for the scenes, else 1, which says nothing about chance in training
     subsets: str = ""  # numbers of images to train on as well as on all, such as 250,500,1000; each seed draws its own
     hours: float = 0.0  # that there are: schedules, seeds and subsets that fit are planned, and said before it starts
     dry_run: bool = False  # say what would be trained, how long it would take and what it could tell; train nothing
