@@ -1,6 +1,7 @@
 """The commands as a user types them: what they write, what they refuse, and that nothing is lost."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +29,7 @@ from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli, commands
 from rethink_imagenet.tools.options import COMMANDS, options_of, settings_of
+from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 
@@ -40,6 +44,18 @@ def scenes(tmp_path: Path) -> Path:
 
 def annotations(scenes: Path, split: str = "train") -> Path:
     return scenes / "annotations" / f"instances_{split}.json"
+
+
+def perfect_detections(scenes: Path) -> list[dict[str, Any]]:
+    """What is annotated in the scenes to evaluate on, as a detector would find it."""
+    content, found = json.loads(annotations(scenes, "val").read_text()), []
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        mask = bitmap(annotation["segmentation"], *sizes[annotation["image_id"]]).numpy().astype(np.uint8)
+        encoded = coco_mask.encode(np.asfortranarray(mask))
+        found.append({key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+                     | {"segmentation": encoded | {"counts": encoded["counts"].decode()}})  # fmt: skip
+    return found
 
 
 def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scenes: Path, tmp_path: Path) -> None:
@@ -68,8 +84,17 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     other = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--seed", 3)
     assert other.returncode == 2 and "of a run with other settings (seed 0, now 3)" in other.stderr
 
+    assert not (out / "side-by-side").exists()  # neither arm is sure of anything
+    (out / "scratch-3x" / "detections.json").write_text(json.dumps(perfect_detections(scenes)))
     more = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--subsets", "4,all")
     assert more.returncode == 0, more.stderr
+    pictures = sorted(path.stem for path in (out / "side-by-side").iterdir())
+    assert [name[0] for name in pictures] == list("1234") and commands.foreign_files(out) == []
+    for name in pictures:
+        found = re.search(r"from scratch (\d+) right 0 wrong, pre-trained 0 right 0 wrong, of (\d+) objects", name)
+        assert (
+            found and found[1] == found[2] and f'alt="{name}" src="data:image/jpeg' in (out / "report.html").read_text()
+        )
     (told,) = json.loads((out / "results.json").read_text())["amounts"]
     assert [gap["images"] for gap in told["amounts"]["gaps"]] == [4, 10]
     assert told["statement"] in more.stdout and told["statement"] in (out / "report.html").read_text()

@@ -22,6 +22,7 @@ from rethink_imagenet.data.loading import training_batches
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.study import timing
+from rethink_imagenet.study.report import SIDE_BY_SIDE
 from rethink_imagenet.tools.commands import check_folder, foreign_files, prepare_folder
 from rethink_imagenet.tools.options import FolderOptions
 from rethink_imagenet.training.processes import LostWorker, memory_told
@@ -40,6 +41,7 @@ def results(folder: Path) -> Path:
         "scratch-2x/tensorboard/events.out.tfevents.1.host.2.0", "pretraining/weights.safetensors",
         "pretraining/resnet50/log.jsonl", "tuning/rate=0.02,short=512-800-2x/results.json", "crops/disc/000001.png",
         "scenes/annotations/instances_train.json", "scenes/train/000000.png", "scratch-2x/before-switch/log.jsonl",
+        f"{SIDE_BY_SIDE}/1 - über-7 - from scratch 12 right 0 wrong, pre-trained 3 right 1 wrong, of 20 objects.jpg",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -55,7 +57,7 @@ def test_overwrite_removes_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "scratch-2x/mine.csv", "photos/config.json", "scenes/train/cat.jpg",
-                                  "checkpoints/best.pt"])  # fmt: skip
+                                  "checkpoints/best.pt", f"{SIDE_BY_SIDE}/mine.jpg"])  # fmt: skip
 def test_overwrite_is_refused_where_a_file_is_not_ours(tmp_path: Path, name: str) -> None:
     folder = results(tmp_path / "out")
     (folder / name).parent.mkdir(exist_ok=True)

@@ -22,9 +22,10 @@ from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.augmented_testing import AugmentedDetector, Pass, WholeSamples
 from rethink_imagenet.evaluation.average_precision import evaluate_coco, predict, write_submission
+from rethink_imagenet.evaluation.resampling import coco_records
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
-from rethink_imagenet.tools.pictures import bitmap, draw_detections, write_pictures
+from rethink_imagenet.tools.pictures import arm_found, bitmap, draw_detections, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,33 @@ def test_pictures_of_photographs(sample_data: Callable[[str], Path], tmp_path: P
         )
     with pytest.raises(InputError, match=re.escape(str(written[0]))):
         write_pictures(dataset, [], content["categories"], tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_right_and_wrong_are_those_of_cocos_matching(
+    sample_data: Callable[[str], Path], tmp_path: Path, seed: int
+) -> None:
+    """Some objects are found, shifted a little or much, some twice, some as another class, crowds among them."""
+    path, chance = sample_data("coco_mini_by") / "annotations" / "instances_val2017.json", np.random.default_rng(seed)
+    dataset, found = read_coco(path), []
+    for annotation in json.loads(path.read_text())["annotations"]:
+        for _ in range(chance.integers(3)):
+            x, y, w, h = annotation["bbox"]
+            dx, dy = chance.normal(0, 0.25, 2).tolist()
+            own = chance.random() < 0.8
+            found.append({"image_id": annotation["image_id"], "bbox": [x + dx * w, y + dy * h, w, h],
+                          "category_id": annotation["category_id"] if own else int(chance.choice(dataset.category_ids)),
+                          "score": float(chance.uniform(0.2, 1))})  # fmt: skip
+    (tmp_path / "detections.json").write_text(json.dumps(found))
+    counted = arm_found(tmp_path / "detections.json", dataset)
+    sure = [detection for detection in found if detection["score"] >= 0.5]
+    records = coco_records(path, sure, "box", dataset.image_ids.tolist())
+    place = np.searchsorted(records.image_ids, dataset.image_ids)
+    for mark, ours in ((1, counted.right), (0, counted.wrong)):
+        theirs = sum(np.bincount(ranking.images[ranking.marks[0] == mark], minlength=len(place))
+                     for ranking in records.rankings["all"])  # fmt: skip
+        assert np.array_equal(ours, theirs[place]) and ours.sum() > 50
+    assert sum(len(ranking.objects) for ranking in records.rankings["all"]) == counted.objects.sum()
 
 
 def test_the_skeleton_travels_from_the_annotations_to_the_picture(

@@ -184,10 +184,11 @@ def save_json(
 
 
 def _about(experiment: Experiment) -> dict[str, Any]:
-    "What a run is: all that its result depends on but the schedule, in which branches of one trunk differ"
+    "What a run is: all that its result depends on; of the schedules its own is added, and the longest is the trunk's"
     train_set = experiment.train_set
     data: dict[str, Any] = {"train": fingerprint(train_set), "val": fingerprint(experiment.val_set)}
-    settings, code = json.loads(json.dumps(asdict(experiment.plan))), code_digest("study.studies")
+    plan, code = experiment.plan, code_digest("study.studies")
+    settings = json.loads(json.dumps(asdict(replace(plan, schedules=(max(plan.schedules),)))))
     for what, value in (("data set", data), ("version of this library", code), ("plan", settings)):
         the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
@@ -613,7 +614,7 @@ def runs_of(
     "The runs of an arm"
     plan, execution = arm.experiment.plan, arm.experiment.execution
     keep = tuple(other.experiment.plan.switch_point for other in study.arms if other.begins_from == arm.name)
-    experiment = replace(arm.experiment, execution=replace(execution, keep=keep))
+    experiment = replace(arm.experiment, execution=replace(execution, keep=(*execution.keep, *keep)))
     longest, *shorter = sorted(plan.schedules, reverse=True)
     if arm.begins_from:
         return [StudyRun(arm.name, experiment, longest, f"{arm.begins_from}-{longest:g}x", plan.cascade_last)]

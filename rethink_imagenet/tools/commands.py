@@ -85,11 +85,11 @@ from rethink_imagenet.study.recipes import (
     recipe_named,
     seconds_an_iteration,
 )
-from ..study.report import caution_of, table_rows, text_report, write_report
+from ..study.report import SIDE_BY_SIDE, caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, read_saved, run_family, save_json, shared_detections
 from ..study.timing import describe_comparison, iterations_told, measure_speed, plan_hours
 from ..study.timing import dry_run as describe_run
-from ..study.tuning import read_grid, tune
+from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
 from .inspection import faults_of, look_at, page_text, write_page
 from rethink_imagenet.tools.options import (
@@ -112,7 +112,7 @@ from rethink_imagenet.tools.options import (
     flat,
     options_of,
 )
-from .pictures import picture_names, write_pictures
+from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.jobs import read_cluster
@@ -220,6 +220,7 @@ _OURS = re.compile(
     r"|(?:log\.jsonl|weights\.safetensors|report\.html|curves\.png|figure\.png|table\.txt)(?:\.partial)?"
     r"|checkpoints/(?:\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|lock|lock\.owner)"
     r"|tensorboard/events\.out\.tfevents\..*)"
+    rf"|{SIDE_BY_SIDE}/{PAIR_NAME}(?:\.partial)?"
     r"|(?:scenes|crops)(?:\.partial[^/]*(?:/scenes|/crops)?)?/(?:annotations/instances_\w+\.json|\w+/\d{6}\.png)"
     r"|(?:.*/)?(?:\.DS_Store|Thumbs\.db|\.nfs[0-9a-f]+)"  # systems leave these behind
 )
@@ -769,6 +770,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     if weights:
         _check_start(plan, weights)
     _check_start(plan)
+    plans_of(plan, grid)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
@@ -820,6 +822,7 @@ def _compare(settings: Compare | Tune) -> None:
         experiment = replace(experiment, plan=plan)
     results = compare(experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
     if is_first():
+        write_side_by_side(folder, results, val_set)
         print(f"\n{text_report(results)}\n\n{write_report(folder)}")
 
 
