@@ -1,6 +1,7 @@
 """What all tests share: the sample data beside the project, and that where they are nothing is skipped."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from rethink_imagenet.data.transforms import read_sample, resize
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 Target = dict[str, Any]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has processes ignore it
 
 
 @pytest.fixture

@@ -356,10 +356,11 @@ def test_jobs_in_the_queue_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def words_of(scenes: Path, weights: Path, out: Path, unit: int = 6) -> list[str]:
-    """The command of a study of 2 arms x 2 seeds x 2 schedules x 2 amounts of data."""
+    """The command of a study of 2 arms x 2 seeds x 2 schedules, and where it is a long one x 2 amounts of data."""
     words: list[object] = [COMPARE, "--data", scenes, "--model", "demo", "--weights", weights, "--out", out]
     words += ["--short", 64, "--long", 64, "--batch", 2, "--workers", 1, "--unit", unit, "--save-every", 2]
-    return [str(word) for word in (*words, "--seeds", 2, "--schedules", "2,3", "--subsets", 6, "--device", "cpu")]
+    words += ["--subsets", 6] if unit > 6 else []
+    return [str(word) for word in (*words, "--seeds", 2, "--schedules", "2,3", "--device", "cpu")]
 
 
 def progress_of(folder: Path) -> int:

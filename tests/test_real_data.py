@@ -118,7 +118,7 @@ def test_eight_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: P
         path.write_text(json.dumps(content))
     train_set, val_set = read_coco(eight, root / "train2017"), read_coco(again, root / "train2017")
     detector = replace(MINIATURE, num_classes=len(train_set.category_ids))
-    plan = Plan(detector, (2,), unit=350, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=6)
+    plan = Plan(detector, (2,), unit=250, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=6)
     run_schedule(Experiment(plan, train_set, val_set, tmp_path / "out", execution=Execution(workers=1)), 2)
     results = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())
     assert results["box"]["ap"] > 60

@@ -770,7 +770,8 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     if weights:
         _check_start(plan, weights)
     _check_start(plan)
-    plans_of(plan, grid)
+    if grid:
+        plans_of(plan, grid)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
