@@ -199,9 +199,11 @@ class Meeting:
         low, high = self.interval
         if self.chance < 0.1:
             return f"By the look of it they do not close: the gap stays beyond {self.margin:g} AP."
+        if self.schedule is None:
+            share = f"{100 * self.chance:.0f} % of what is plausible"
+            return f"By the look of it the gap closes to {self.margin:g} AP before {self.furthest:g}x in {share}."
         until = f"{high:.3g}x" if high is not None else f"more than {self.furthest:g}x"
-        at = f"at about {self.schedule:.3g}x" if self.schedule is not None else "rather not"
-        close = f"the gap would be less than {self.margin:g} AP {at}"
+        close = f"the gap would be less than {self.margin:g} AP at about {self.schedule:.3g}x"
         return f"By the look of it {close} (80 % interval {low:.3g}x to {until})."
 
 
