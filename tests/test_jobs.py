@@ -1,7 +1,9 @@
 """Several runs at once: their order, their faults, their ends by signals, a study's figures, clusters, kills."""
 
+import hashlib
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -22,8 +24,9 @@ from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import comparison_of, run_study
+from rethink_imagenet.tools.commands import foreign_files
 from rethink_imagenet.training.checkpoints import checkpoints_of
-from rethink_imagenet.training.jobs import Job, read_cluster, run_jobs, submit_jobs
+from rethink_imagenet.training.jobs import Job, Submitted, read_cluster, run_jobs, submit_jobs
 from rethink_imagenet.training.logs import Interrupted, Interruption, Progress
 from rethink_imagenet.training.processes import RunStopped
 
@@ -274,6 +277,16 @@ def test_a_study_on_a_cluster(
     assert found == undisturbed[1][:4] and differing(tmp_path, undisturbed[0]) == {}
     said = capsys.readouterr()
     assert said.out.count(": job ") == 4 and "4 of 4 done" in said.err
+    assert [name for name in foreign_files(tmp_path) if name.startswith("jobs/")] == []
+
+
+def test_a_job_reads_no_other_file(tmp_path: Path) -> None:
+    """What lies under the name of the calls when the job begins is not unpickled unless it is what was handed out."""
+    calls, made = tmp_path / "calls.pickle", tmp_path / "made"
+    calls.write_bytes(pickle.dumps({"a": partial(made.mkdir)}))
+    kind, told = Submitted(calls, "a", "0" * 64)() or (None, "")
+    assert kind and issubclass(kind, InputError) and "is not the file that was handed out" in told and not made.exists()
+    assert Submitted(calls, "a", hashlib.sha256(calls.read_bytes()).hexdigest())() is None and made.is_dir()
 
 
 def test_faults_on_a_cluster(tmp_path: Path) -> None:

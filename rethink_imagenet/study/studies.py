@@ -474,21 +474,19 @@ def load_detector(
 # %% ../../nbs/63_studies.ipynb #d5ae5b21
 def run_family(
     experiment: Experiment,  # plan, data, weights, folder, execution
-    prefix: str = "",  # of the runs' names, before 6x
     only: float | None = None,  # the one schedule to train
-    after: int = 0,  # iterations of other arms that follow, for the time left
 ) -> list[RunResults]:
     "Train and evaluate one arm on all schedules, the longest first. Raises InputError or a RunStopped"
     plan, results = experiment.plan, list[RunResults]()
     longest, left = max(plan.schedules), sorted(plan.schedules if only is None else [only], reverse=True)
     if only is None:
-        say(f"{prefix.rstrip('-') or ('pre-trained' if experiment.weights else 'from scratch')}: {plan.family}")
+        say(f"{'pre-trained' if experiment.weights else 'from scratch'}: {plan.family}")
     while left:
         n = left.pop(0)
         tails = [plan.schedule(m) for m in left]
-        follow = after + sum(schedule.iterations - schedule.drops[0] for schedule in tails)
-        trunk = "" if n == longest else f"{prefix}{longest:g}x"
-        results.append(run_schedule(experiment, n, f"{prefix}{n:g}x", trunk, follow))
+        follow = sum(schedule.iterations - schedule.drops[0] for schedule in tails)
+        trunk = "" if n == longest else f"{longest:g}x"
+        results.append(run_schedule(experiment, n, f"{n:g}x", trunk, follow))
     return results
 
 # %% ../../nbs/63_studies.ipynb #8b33ba74

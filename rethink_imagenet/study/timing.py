@@ -28,7 +28,7 @@ from ..evaluation.seeds import Conditions, expected_half_width
 from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .recipes import aligned
-from .studies import comparison_of, computing_with
+from .studies import computing_with
 from ..training.jobs import at_once_for, threads_for
 from ..training.loop import backward, optimizer_of
 from ..training.processes import world_size
@@ -214,14 +214,14 @@ def seconds_of(
     subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
 ) -> float:
     "Seconds that a comparison takes with as many runs at once as it has; pre-training and judging are not counted"
-    execution, arms = experiment.execution, comparison_of(experiment, seeds, subsets).arms
-    seconds = []
-    for arm in arms:
-        evaluated = evaluations_of(arm.experiment.plan) * len(experiment.val_set)
-        seconds.append(arm.iterations * speed.step + evaluated * speed.image)
-    iterations = sum(arm.iterations for arm in arms)
-    at_once = execution.jobs or at_once_for(execution.device, len(arms), iterations)
-    return max(sum(seconds) / at_once, *seconds)
+    plan, execution = experiment.plan, experiment.execution
+    whole, arms = len(trainable(experiment.train_set)), 2 * seeds  # of each amount of data
+    plans = [plan, *(plan.on_part(number / whole) for number in subsets)]
+    iterations = [own.family.iterations for own in plans]
+    evaluated = [evaluations_of(own) * len(experiment.val_set) for own in plans]
+    seconds = [i * speed.step + e * speed.image for i, e in zip(iterations, evaluated, strict=True)]  # of an arm
+    at_once = execution.jobs or at_once_for(execution.device, arms * len(plans), arms * sum(iterations))
+    return max(arms * sum(seconds) / at_once, *seconds)
 
 # %% ../../nbs/69_timing.ipynb #f5a577b5
 _IMAGES, _SEEDS = 0.2, 0.4  # AP: deviation of a pair's difference over 5,000 images, and from seed to seed
@@ -272,18 +272,15 @@ def sizes_within(
     return found
 
 # %% ../../nbs/69_timing.ipynb #e0c9eb25
-def _table(sizes: Sequence[tuple[Size, float]], chosen: Size, experiment: Experiment) -> str:
-    "The sizes with their hours and what they can tell"
-    images, rows = len(trainable(experiment.train_set)), []
-    for size, seconds in sizes:
-        half = expected_width(size.seeds, len(experiment.val_set))
-        rows.append({
-            "": "->" if size is chosen else "", "hours": f"{seconds / 3600:,.2f}", "seeds": f"{size.seeds}",
-            "schedules": ",".join(f"{n:g}x" for n in size.schedules),
-            "images": ",".join(f"{number:,}" for number in (*size.subsets(images), images)),
-            "95 % interval": f"+-{half:.1f} AP{', images only' if size.seeds == 1 else ''}",
-        })  # fmt: skip
-    return aligned(rows)
+def _row(experiment: Experiment, seeds: int, subsets: Sequence[int], seconds: float) -> dict[str, str]:
+    "A size with its hours and what it can tell, ready to print"
+    half = expected_width(seeds, len(experiment.val_set))
+    return {
+        "hours": f"{seconds / 3600:,.2f}", "seeds": f"{seeds}",
+        "schedules": ",".join(f"{n:g}x" for n in experiment.plan.schedules),
+        "images": ", ".join(f"{number:,}" for number in (*subsets, len(trainable(experiment.train_set)))),
+        "95 % interval": f"+-{half:.1f} AP{', images only' if seeds == 1 else ''}",
+    }  # fmt: skip
 
 
 def describe_comparison(
@@ -293,9 +290,7 @@ def describe_comparison(
     subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
 ) -> str:
     "How long a comparison takes and what it can tell, in a table of one row"
-    whole = len(trainable(experiment.train_set))
-    size = Size(seeds, experiment.plan.schedules, tuple(number / whole for number in subsets))
-    return _table([(size, seconds_of(experiment, speed, seeds, subsets))], size, experiment)
+    return aligned([_row(experiment, seeds, subsets, seconds_of(experiment, speed, seeds, subsets))])
 
 
 def plan_hours(
@@ -312,4 +307,9 @@ def plan_hours(
             f"--hours {hours:g}: too few; one run of each arm on the shortest schedule takes about {least:,.2f} hours "
             "here; a smaller --model or a smaller --unit takes less"
         )
-    return fitting[-1], _table(sizes, fitting[-1], experiment)
+    images, rows = len(trainable(experiment.train_set)), []
+    for size, seconds in sizes:
+        own = replace(experiment, plan=replace(experiment.plan, schedules=size.schedules))
+        mark = {"": "->" if size is fitting[-1] else ""}
+        rows.append(mark | _row(own, size.seeds, size.subsets(images), seconds))
+    return fitting[-1], aligned(rows)

@@ -221,6 +221,7 @@ _OURS = re.compile(
     r"|checkpoints/(?:\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|lock|lock\.owner)"
     r"|tensorboard/events\.out\.tfevents\..*)"
     rf"|{SIDE_BY_SIDE}/{PAIR_NAME}(?:\.partial)?"
+    r"|jobs/(?:calls\.pickle(?:\.partial)?|submission_file_\w+\.sh|\w+_(?:log\.(?:out|err)|submitted\.pkl|result\.pkl))"
     r"|(?:scenes|crops)(?:\.partial[^/]*(?:/scenes|/crops)?)?/(?:annotations/instances_\w+\.json|\w+/\d{6}\.png)"
     r"|(?:.*/)?(?:\.DS_Store|Thumbs\.db|\.nfs[0-9a-f]+)"  # systems leave these behind
 )

@@ -25,6 +25,7 @@ from ..data.coco import parse
 from ..data.datasets import Dataset
 from ..data.images import load_image
 from ..errors import InputError
+from ..evaluation.resampling import coco_records
 from ..study.report import SIDE_BY_SIDE
 from ..study.verdicts import ARMS, StudyResults
 from ..training.checkpoints import write_atomically
@@ -142,25 +143,6 @@ class ArmFound:
         return f"{self.right[m]} right {self.wrong[m]} wrong"
 
 
-def _right_and_wrong(dataset: Dataset, m: int, found: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    "How many detections in an image are right, and how many wrong"
-    own = dataset.objects(m)
-    boxes, counted = dataset.boxes[own], dataset.usable[own]
-    classes = np.array(dataset.category_ids)[dataset.labels[own] - 1]
-    areas, free, right, wrong = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), counted.copy(), 0, 0
-    for detection in sorted(found, key=lambda d: -d["score"]):
-        x, y, width, height = detection["bbox"]
-        sides = np.minimum(boxes[:, 2:], (x + width, y + height)) - np.maximum(boxes[:, :2], (x, y))
-        shared, own_class = sides.clip(0).prod(axis=1), classes == detection["category_id"]
-        overlaps = np.where(free & own_class, shared / (areas + width * height - shared).clip(1e-9), 0)
-        if overlaps.max(initial=0) >= 0.5:
-            right += 1
-            free[overlaps.argmax()] = False
-        elif not (shared[own_class & ~counted] >= 0.5 * width * height).any():
-            wrong += 1
-    return right, wrong
-
-
 def arm_found(
     path: Path,  # detections.json of a run
     val_set: Dataset,  # evaluated on
@@ -170,10 +152,15 @@ def arm_found(
     for detection in parse(path):
         if detection["score"] >= SURE:
             by_image[detection["image_id"]].append(detection)
-    counts = [_right_and_wrong(val_set, m, found) for m, found in enumerate(by_image.values())]
-    right, wrong = np.array(counts, np.int64).reshape(-1, 2).T
-    objects = [int(val_set.usable[val_set.objects(m)].sum()) for m in range(len(val_set))]
-    return ArmFound(by_image, right, wrong, np.array(objects))
+    sure = [detection for found in by_image.values() for detection in found]
+    records = coco_records(val_set.ground_truth, sure, "box", val_set.image_ids.tolist())
+    right, wrong, objects = np.zeros((3, len(val_set)), np.int64)
+    for ranking in records.rankings["all"]:
+        right += np.bincount(ranking.images[ranking.marks[0] == 1], minlength=len(val_set))
+        wrong += np.bincount(ranking.images[ranking.marks[0] == 0], minlength=len(val_set))
+        objects += np.bincount(ranking.objects, minlength=len(val_set))
+    place = np.searchsorted(records.image_ids, val_set.image_ids)  # records have the images in the order of their ids
+    return ArmFound(by_image, right[place], wrong[place], objects[place])
 
 # %% ../../nbs/71_pictures.ipynb #28a91c42
 def images_that_differ(

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -161,7 +162,7 @@ def outcome_of(
             call()
     except (InputError, RunStopped) as fault:
         return type(fault), str(fault)
-    except Exception:
+    except Exception:  # a bug: its traceback is raised where the job was handed out
         return RuntimeError, traceback.format_exc()
     return None
 
@@ -205,7 +206,7 @@ HELD_BACK = {signal.SIGINT, signal.SIGTERM}
 
 
 def _called(content: bytes) -> None:
-    "Carry out what was sent"
+    "Carry out what was sent, by the process that started this one and by nobody else: the connection is theirs"
     circumstances, call = pickle.loads(content)
     Circumstances(**circumstances).take_over()
     call()
@@ -494,14 +495,22 @@ class Submitted:
 
     path: Path  # of the file
     name: str  # of the job
+    digest: str  # SHA-256 of the file, so that no other file is ever unpickled
     circumstances: Circumstances = field(default_factory=Circumstances.here)  # of the process that hands it out
 
     def __call__(self) -> Outcome:
         "Do the job"
         self.circumstances.take_over()
         with suppress(Interrupted), Interruption():
-            return outcome_of(lambda: pickle.loads(self.path.read_bytes())[self.name]())
+            return outcome_of(self._call)
         return Interrupted, "stopped; what was finished is kept, go on with --resume"
+
+    def _call(self) -> None:
+        "Carry out the call. Raises InputError if the file is not the one that was handed out"
+        content = self.path.read_bytes()
+        if sha256(content).hexdigest() != self.digest:
+            raise InputError(f"{self.path}: is not the file that was handed out with this job; go on with --resume")
+        pickle.loads(content)[self.name]()
 
     def checkpoint(self) -> Any:
         "What submitit puts into the queue again when the time of the job is over"
@@ -512,7 +521,7 @@ class _Queue:
     "Jobs in the queue of a cluster or past it; left in a hurry, they are cancelled"
 
     def __init__(self, executor: Any, path: Path):
-        self.executor, self.path = executor, path
+        self.executor, self.path, self.digest = executor, path, sha256(path.read_bytes()).hexdigest()
         self.jobs: dict[str, Any] = {}
 
     def __enter__(self) -> "_Queue":
@@ -527,7 +536,7 @@ class _Queue:
         known = _submitit().core.utils
         try:
             with redirect_stderr(io.StringIO()):  # the words of sbatch, which come with the fault as well
-                self.jobs[name] = self.executor.submit(Submitted(self.path, name))
+                self.jobs[name] = self.executor.submit(Submitted(self.path, name, self.digest))
         except (known.FailedJobError, known.FailedSubmissionError) as error:
             told = " ".join(str(error).split())
             raise InputError(f"{name}: the cluster refuses the job ({told}); see --slurm") from None
