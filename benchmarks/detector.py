@@ -1,12 +1,10 @@
 """The paper's Mask R-CNN beside torchvision's parts (and detectron2, where it imports): time, memory, ratios.
 
 python benchmarks/detector.py            all of it, about 20 minutes on two cores
-python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory, data or evaluation
+python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory or data
 python benchmarks/detector.py --write    all of it, and the table into nbs/index.ipynb
 """
 
-import contextlib
-import io
 import json
 import platform
 import re
@@ -22,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -35,7 +31,6 @@ from rethink_imagenet.detection.conventions import DETECTRON2
 from rethink_imagenet.detection.detectors import Detector, DetectorConfig
 from rethink_imagenet.detection.mask_head import bitmaps_of
 from rethink_imagenet.detection.pooling import roi_align_pyramid
-from rethink_imagenet.evaluation.average_precision import evaluate_coco
 from rethink_imagenet.tools.conversion import to_detectron2, to_torchvision, torchvision_model
 from rethink_imagenet.training.loop import optimizer_of, set_rate
 
@@ -304,50 +299,9 @@ def measure_data() -> Iterator[Row]:
     yield "data, JPEG to batch", f"{mine:.1f} images/s", f"{other:.1f} images/s", f"{mine / other:.2f}"
 
 
-def val_sized() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Boxes of 5000 images with 36,000 objects of 80 classes, and 100 detections in each image."""
-    rng = np.random.default_rng(0)
-    images = [{"id": i, "width": 640, "height": 480} for i in range(5000)]
-    annotations, detections = [], []
-    for i in range(5000):
-        number = int(rng.poisson(7.2))
-        boxes = np.concatenate([rng.uniform(0, 400, (number, 2)), rng.uniform(8, 200, (number, 2))], axis=1)
-        labels = rng.integers(1, 81, number)
-        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": label, "bbox": box,
-                                "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
-        for k in range(100):
-            near = number and k < 3 * number
-            box = boxes[k % number] + rng.normal(0, 12, 4) if near else rng.uniform(8, 300, 4)
-            label = int(labels[k % number]) if near else int(rng.integers(1, 81))
-            detections.append({"image_id": i, "category_id": label, "bbox": np.maximum(box, 1).tolist(),
-                               "score": float(rng.random())})  # fmt: skip
-    categories = [{"id": c, "name": str(c)} for c in range(1, 81)]
-    return {"images": images, "annotations": annotations, "categories": categories}, detections
-
-
-def measure_evaluation() -> Iterator[Row]:
-    """COCO's metrics for boxes of a set as large as val2017: pycocotools, with and without our checks around it."""
-    truth, detections = val_sized()
-
-    def by_hand() -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            index = COCO()
-            index.dataset = truth
-            index.createIndex()
-            evaluation = COCOeval(index, index.loadRes([dict(d) for d in detections]), "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-
-    t = alternate(1, 0, ours=lambda: evaluate_coco(truth, detections, ["box"]), theirs=by_hand)
-    mine, other = t["ours"], t["theirs"]
-    yield "COCO evaluation, 5000 images (theirs: pycocotools)", f"{mine:.0f} s", f"{other:.0f} s", f"{other / mine:.2f}"
-
-
 PARTS = {
     "step": measure_step, "inference": measure_inference, "pooling": measure_pooling,
-    "detectron2": measure_detectron2, "memory": measure_memory, "data": measure_data, "evaluation": measure_evaluation,
+    "detectron2": measure_detectron2, "memory": measure_memory, "data": measure_data,
 }  # fmt: skip
 
 
