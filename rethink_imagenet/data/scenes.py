@@ -172,14 +172,15 @@ def draw_object(
 def draw_crowd(
     rng: np.random.Generator,  # source of the draws
     side: int,  # of the square picture in pixels
+    shapes: dict[str, np.ndarray] = SCENE_SHAPES,  # the classes to choose from
 ) -> Instance:
     "A heap of small shapes of one class, annotated as one region"
-    category = str(rng.choice(list(SCENE_SHAPES)))
+    category = str(rng.choice(list(shapes)))
     spread = 0.12 * side
     middle = rng.uniform(1.5 * spread, side - 1.5 * spread, 2)
     region = np.zeros((side, side), bool)
     for offset in rng.uniform(-spread, spread, (8, 2)):
-        polygon = place(SCENE_SHAPES[category], middle + offset, 0.05 * side, rng.uniform(-np.pi / 6, np.pi / 6))
+        polygon = place(shapes[category], middle + offset, 0.05 * side, rng.uniform(-np.pi / 6, np.pi / 6))
         region |= rasterize(polygon, side, side)
     return Instance(category, np.zeros((0, 2)), region, np.zeros_like(region), int(region.sum()), crowd=True)
 
@@ -188,13 +189,15 @@ def draw_scene(
     seed: int,  # of the data set
     index: int,  # of the image in it
     side: int = 96,  # of the square picture in pixels
+    objects: tuple[int, int] = (1, 5),  # fewest and most shapes that are placed; some are left out again
+    classes: int = len(SCENE_SHAPES),  # the first so many of `SCENE_SHAPES`
 ) -> tuple[np.ndarray, list[Instance]]:  # [side, side, 3] uint8 RGB and its instances, back to front
     "Image `index` of the data set `seed`"
-    rng = stream(seed, index)
+    rng, shapes = stream(seed, index), dict(list(SCENE_SHAPES.items())[:classes])
     picture = texture(rng, side, contrast=0.5)
-    candidates = [draw_object(rng, side) for _ in range(rng.integers(1, 6))]
+    candidates = [draw_object(rng, side, shapes) for _ in range(rng.integers(objects[0], objects[1] + 1))]
     if rng.random() < 0.1:
-        candidates.insert(0, draw_crowd(rng, side))
+        candidates.insert(0, draw_crowd(rng, side, shapes))
     instances: list[Instance] = []
     for new in candidates:
         covered = [old.visible & ~new.visible for old in instances]
@@ -257,11 +260,13 @@ def coco_annotation(
     }
 
 # %% ../../nbs/11_scenes.ipynb #713c4f78
-def coco_categories() -> list[dict[str, Any]]:  # COCO's "categories"
+def coco_categories(
+    classes: int = len(SCENE_SHAPES),  # the first so many of `SCENE_SHAPES`
+) -> list[dict[str, Any]]:  # COCO's "categories"
     "The classes of the scenes, numbered from 1; the arrow with its keypoints and skeleton"
     categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in enumerate(SCENE_SHAPES, 1)]
     categories[list(SCENE_SHAPES).index("arrow")] |= {"keypoints": list(KEYPOINTS), "skeleton": SKELETON}
-    return categories
+    return categories[:classes]
 
 # %% ../../nbs/11_scenes.ipynb #c5a7a1ad
 @contextmanager
@@ -277,19 +282,32 @@ def _set_aside(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
 
 
-def _write_split(folder: Path, split: str, number: int, seed: int, side: int) -> None:
+@dataclass(frozen=True)
+class _Split:
+    "A split of the scenes"
+
+    name: str  # train or val
+    number: int  # of images
+    seed: int  # of its images
+    side: int  # of them, in pixels
+    objects: tuple[int, int]  # fewest and most shapes that are placed in an image
+    classes: int
+
+
+def _write_split(folder: Path, what: _Split) -> None:
     "Images and annotations of one split of the scenes"
+    split, side = what.name, what.side
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
-    for index in tqdm(range(number), desc=f"drawing {split} scenes", leave=False, disable=None):
-        pixels, instances = draw_scene(seed, index, side)
+    for index in tqdm(range(what.number), desc=f"drawing {split} scenes", leave=False, disable=None):
+        pixels, instances = draw_scene(what.seed, index, side, what.objects, what.classes)
         image: dict[str, Any] = {"id": index + 1, "file_name": f"{index:06d}.png", "width": side, "height": side}
         Image.fromarray(pixels).save(folder / split / image["file_name"], compress_level=1)
         images.append(image)
         for instance in instances:
             annotations.append(coco_annotation(instance, index + 1, len(annotations) + 1))
-    content = {"images": images, "annotations": annotations, "categories": coco_categories()}
+    content = {"images": images, "annotations": annotations, "categories": coco_categories(what.classes)}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 # %% ../../nbs/11_scenes.ipynb #2e7b4056
@@ -299,13 +317,15 @@ def write_scenes(
     val: int = 200,  # images to evaluate on, which are none of the former
     seed: int = 0,  # of the data set
     side: int = 96,  # of the square images in pixels
+    objects: tuple[int, int] = (1, 5),  # fewest and most shapes that are placed in an image to train on
+    classes: int = len(SCENE_SHAPES),  # the first so many of `SCENE_SHAPES`
 ) -> Path:  # `folder`
     "Draw a data set of scenes into `folder`, laid out as COCO is. Raises FileExistsError"
     folder = Path(folder)
     with _set_aside(folder) as partial:
         (partial / "annotations").mkdir()
-        for split, number, split_seed in (("train", train, 2 * seed), ("val", val, 2 * seed + 1)):
-            _write_split(partial, split, number, split_seed, side)
+        _write_split(partial, _Split("train", train, 2 * seed, side, objects, classes))
+        _write_split(partial, _Split("val", val, 2 * seed + 1, side, (1, 5), classes))
     return folder
 
 # %% ../../nbs/11_scenes.ipynb #528e4181
