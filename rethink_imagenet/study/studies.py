@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'switched_state', 'switch_over', 'shared_detections', 'save_json', 'read_saved', 'ResampledAP',
-           'records_of', 'resampled_figures', 'Point', 'RunResults', 'run_schedule', 'runs_in', 'load_detector',
-           'run_family', 'Cell', 'Arm', 'Study', 'comparison_of', 'StudyRun', 'runs_of', 'computing_with', 'run_study',
-           'Row', 'rows_of']
+           'records_of', 'resampled_figures', 'Point', 'RunResults', 'run_schedule', 'first_losses', 'runs_in',
+           'load_detector', 'run_family', 'Cell', 'Arm', 'Study', 'comparison_of', 'StudyRun', 'runs_of',
+           'computing_with', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import json
@@ -411,6 +411,23 @@ def _trained(training: _Training) -> tuple[Detector, list[dict[str, Any]]]:
     return model, train(
         model, samples, training.run_settings, folder, evaluate_now, training.about, execution.workers, execution.accept
     )
+
+
+def first_losses(
+    experiment: Experiment,
+    n: float,  # the schedule, in multiples of 1x
+    iterations: int,  # to train, before the first drop of the rate
+    folder: Path,  # new
+) -> list[list[float]]:  # iteration, and sum of all losses since the line before
+    "Train the beginning of a run for a look at its losses. Raises InputError or a RunStopped"
+    plan, execution = experiment.plan, experiment.execution
+    model = _initialized(experiment).to(execution.device)
+    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch,
+                              plan.detector.keypoints > 0)  # fmt: skip
+    settings = plan.run_settings(n, execution)
+    settings = replace(settings, schedule=replace(settings.schedule, iterations=iterations), branches=())
+    log = train(model, samples, settings, folder, workers=execution.workers)
+    return [[line["iteration"], sum(line["losses"].values())] for line in log if line.get("losses")]
 
 
 def _go_on_from(trunk: Path | None, training: _Training) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rethink_compare', 'rethink_train', 'rethink_tune', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
-           'rethink_report', 'rethink_data', 'rethink_recipes', 'call', 'main']
+           'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence', 'call', 'main']
 
 # %% ../../nbs/74_cli.ipynb #aa0e97da
 import signal
@@ -46,7 +46,8 @@ def call(
         if environ.get("RANK", "0") == "0":  # of several processes the first tells it
             print(f"{name}: {fault}", file=sys.stderr, flush=True)
         sys.exit(2)
-    getattr(import_module("rethink_imagenet.tools.commands"), name)(settings)
+    module = "experiments" if name == "rethink_evidence" else "commands"
+    getattr(import_module(f"rethink_imagenet.tools.{module}"), name)(settings)
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -70,6 +71,7 @@ rethink_detect = _command("rethink_detect")
 rethink_report = _command("rethink_report")
 rethink_data = _command("rethink_data")
 rethink_recipes = _command("rethink_recipes")
+rethink_evidence = _command("rethink_evidence")
 
 # %% ../../nbs/74_cli.ipynb #0a637893
 def main() -> None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'DataOptions', 'DetectorOptions', 'PretrainingOptions', 'RunOptions', 'JobOptions', 'SizeOptions',
            'FolderOptions', 'word', 'Compare', 'Tune', 'Train', 'DeviceOptions', 'Pretrain', 'Eval', 'Detect', 'Report',
-           'Data', 'Recipes', 'Option', 'options_of', 'grouped', 'flat', 'read_config', 'parser_of', 'typed_settings',
-           'settings_of']
+           'Data', 'Recipes', 'Evidence', 'Option', 'options_of', 'grouped', 'flat', 'read_config', 'parser_of',
+           'typed_settings', 'settings_of']
 
 # %% ../../nbs/72_options.ipynb #23a17645
 import argparse
@@ -332,9 +332,31 @@ class Recipes:
     show: str = ""  # the name of a recipe to show in full
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """Carry out an experiment of the book, or go on with it; without a name list them.
+
+    rethink_evidence
+        the experiments, and what they have shown so far
+    rethink_evidence catching-up --quick
+        the same in a form of minutes, beside the evidence
+    rethink_evidence catching-up
+        what is missing of it is trained; what has ended is kept in experiments/catching-up/runs
+    """
+
+    name: str = word()  # of an experiment, a folder with experiment.toml
+    all: bool = False  # all experiments, one after the other
+    quick: bool = False  # a form of minutes, which shows how it goes and proves nothing
+    keep: bool = False  # train nothing; keep what has ended of an experiment that goes on elsewhere
+    experiments: str = "experiments"  # folder of the experiments
+    data: str = "../shared/data"  # folder of the photographs, where an experiment takes any
+    out: str = "runs/experiments"  # folder to work in; an experiment goes on with what is there
+    jobs: int = 0  # runs at once; by default what suits
+
+
 COMMANDS: dict[str, type] = {
     f"rethink_{kind.__name__.lower()}": kind
-    for kind in (Compare, Train, Tune, Pretrain, Eval, Detect, Report, Data, Recipes)
+    for kind in (Compare, Train, Tune, Pretrain, Eval, Detect, Report, Data, Recipes, Evidence)
 }
 
 # %% ../../nbs/72_options.ipynb #9fbc3a6a
