@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tomllib
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -81,7 +82,7 @@ class Before:
 
     weights: str = ""  # as for `load_weights`; empty to train a classifier
     crops: int = 6000  # drawn, where no folder is named
-    folder: str = ""  # of class folders, in the data folder
+    folder: str = ""  # of class folders, in the data folder; or a zip with such a folder of the name train
     classes: int = 0  # the first so many of the class folders; 0 for all
     side: int = 48  # of the images in pixels
     epochs: float = 6.0
@@ -103,6 +104,8 @@ class System:
     subsets: tuple[int, ...] = ()  # numbers of images to train on as well as on all
     at_once: int = 0  # images that are looked at together, all that BN sees; 0 for the batch
     scratch_of: str = ""  # another system whose runs from scratch are this one's too
+    runs_of: str = ""  # another system all of whose runs are this one's too
+    augmented: bool = False  # whether the test with augmentation is what counts
     goes_on_from: str = ""  # another system, whose runs this one ends with a cascade
 
 
@@ -256,13 +259,7 @@ def weights_of(
     if before.weights:
         file = place.data / before.weights
         return str(file) if file.is_file() else before.weights
-    crops = place.data / before.folder if before.folder else place.place_for("crops", Crops(before.crops))
-    if not before.folder and not crops.exists():
-        write_crops(crops, before.crops)
-    if not crops.is_dir():
-        raise InputError(f"{crops}: is not there, and classes are learned from it; name the folder with --data")
-    if before.classes:
-        crops = _first_classes(crops, place.place_for("crops", before), before.classes)
+    crops = _class_folders(before, place)
     folder = place.place_for("weights", Classes(before, backbone))
     if not (folder / "weights.safetensors").is_file():
         settings = Pretraining(backbone, before.norm, before.epochs, 64, side=before.side)
@@ -283,6 +280,27 @@ class Classes:
 
     before: Before
     backbone: str
+
+
+def _class_folders(before: Before, place: Workplace) -> Path:
+    "What is to be classified: drawn crops, a folder, or what a zip holds; or the first classes of it"
+    crops = place.data / before.folder if before.folder else place.place_for("crops", Crops(before.crops))
+    if not before.folder and not crops.exists():
+        write_crops(crops, before.crops)
+    if not crops.exists():
+        raise InputError(f"{crops}: is not there, and classes are learned from it; name the folder with --data")
+    if crops.suffix == ".zip":
+        crops = _unpacked(crops, place.folder / crops.stem) / "train"
+    return _first_classes(crops, place.place_for("crops", before), before.classes) if before.classes else crops
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    "The content of a zip; no name in it leads out of the folder"
+    if not folder.exists():
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(folder.with_name(f"{folder.name}.partial"))
+        folder.with_name(f"{folder.name}.partial").rename(folder)
+    return folder
 
 
 def _first_classes(folder: Path, copy: Path, number: int) -> Path:
@@ -307,14 +325,14 @@ def study_for(
         execution = replace(place.execution, at_once=system.at_once)
         own = comparison_of(Experiment(plan, *sets, place.folder / "runs", weights, execution), design.seeds,
                             system.subsets)  # fmt: skip
-        wanted = [kind for kind in system.arms if not (kind == "scratch" and system.scratch_of)]
+        wanted = [kind for kind in system.arms if not (system.runs_of or (kind == "scratch" and system.scratch_of))]
         for arm in (arm for arm in own.arms if _kind(arm.name) in wanted):
             source = _named(system.goes_on_from, arm.name) if system.goes_on_from else ""
             arms.append(Arm(_named(system.name, arm.name), arm.experiment, source))
         for cell in (cell for cell in own.cells if cell.arm == _kind(cell.training) in system.arms):
-            of = system.scratch_of if cell.arm == "scratch" and system.scratch_of else system.name
+            of = system.runs_of or (system.scratch_of if cell.arm == "scratch" else "") or system.name
             name = _named(of, cell.training)
-            cells.append(replace(cell, system=system.name, training=name, augmented=plan.augmented))
+            cells.append(replace(cell, system=system.name, training=name, augmented=system.augmented))
     arms.sort(key=lambda arm: arm.experiment.plan.seed)
     return Study(tuple(arms), tuple(cells))
 
@@ -552,7 +570,11 @@ def runs_asked_for(
     "How many runs an experiment has"
     number = 0
     for system in design.systems:
-        arms = len([arm for arm in system.arms if not (arm == "scratch" and system.scratch_of)])
+        arms = (
+            len([arm for arm in system.arms if not (arm == "scratch" and system.scratch_of)])
+            if not system.runs_of
+            else 0
+        )
         schedules = len(system.plan.get("schedules", PLANS[system.model].schedules))
         number += arms * schedules * (1 + len(system.subsets)) * design.seeds
     return number
