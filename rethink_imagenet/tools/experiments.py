@@ -325,8 +325,7 @@ def study_for(
         execution = replace(place.execution, at_once=system.at_once)
         own = comparison_of(Experiment(plan, *sets, place.folder / "runs", weights, execution), design.seeds,
                             system.subsets)  # fmt: skip
-        wanted = [kind for kind in system.arms if not (system.runs_of or (kind == "scratch" and system.scratch_of))]
-        for arm in (arm for arm in own.arms if _kind(arm.name) in wanted):
+        for arm in (arm for arm in own.arms if _kind(arm.name) in _own_arms(system)):
             source = _named(system.goes_on_from, arm.name) if system.goes_on_from else ""
             arms.append(Arm(_named(system.name, arm.name), arm.experiment, source))
         for cell in (cell for cell in own.cells if cell.arm == _kind(cell.training) in system.arms):
@@ -335,6 +334,11 @@ def study_for(
             cells.append(replace(cell, system=system.name, training=name, augmented=system.augmented))
     arms.sort(key=lambda arm: arm.experiment.plan.seed)
     return Study(tuple(arms), tuple(cells))
+
+
+def _own_arms(system: System) -> list[str]:
+    "The arms of a system that it does not take from another one"
+    return [arm for arm in system.arms if not (system.runs_of or (arm == "scratch" and system.scratch_of))]
 
 
 def _kind(name: str) -> str:
@@ -570,11 +574,7 @@ def runs_asked_for(
     "How many runs an experiment has"
     number = 0
     for system in design.systems:
-        arms = (
-            len([arm for arm in system.arms if not (arm == "scratch" and system.scratch_of)])
-            if not system.runs_of
-            else 0
-        )
+        arms = len(_own_arms(system))
         schedules = len(system.plan.get("schedules", PLANS[system.model].schedules))
         number += arms * schedules * (1 + len(system.subsets)) * design.seeds
     return number
