@@ -15,8 +15,8 @@ CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 LINK = re.compile(r"\[([^]]+)\]\(([^)\s#]+)(?:#[^)]*)?\)")
 # Names of other systems; everything else in backticks is ours or in our code.
 OF_OTHERS = {
-    "ASPECT_GROUPING", "ConvGN", "GROUP_NORM", "INFERENCE_MIN_SIZE", "NORMALIZE_BY_VISIBLE_KEYPOINTS", "NUM_GROUPS",
-    "TRAIN", "USE_FLIPPED", "stages", "stages_0", "0",
+    "ASPECT_GROUPING", "ConvGN", "FREEZE_AT", "GROUP_NORM", "INFERENCE_MIN_SIZE", "NORMALIZE_BY_VISIBLE_KEYPOINTS",
+    "NUM_GROUPS", "PIXEL_STD", "POOLER_SAMPLING_RATIO", "TRAIN", "USE_FLIPPED", "stages", "stages_0", "0",
 }  # fmt: skip
 
 
