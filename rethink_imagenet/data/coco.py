@@ -577,7 +577,7 @@ def assemble(
 # %% ../../nbs/13_coco.ipynb #7a2def1c
 def trainable(
     dataset: Dataset,  # to train on
-    keypoints: bool = False,  # only images with a visible keypoint, as a keypoint detector needs them
+    keypoints: bool = False,  # only images with a labelled keypoint, as a keypoint detector needs them
 ) -> np.ndarray:  # int64, positions of images
     "The images with an object to train on, as Detectron filters them: 117,266 of COCO's 118,287. Raises InputError"
     counted = dataset.usable

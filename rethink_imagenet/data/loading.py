@@ -75,7 +75,7 @@ class TrainingSamples(FileSamples):
         short: tuple[int, int] = (800, 800),  # the shorter side is drawn from this range, ends included
         long: int = 1333,  # largest length of the longer side
         batch: int = 1,  # samples an iteration, for the canvas
-        keypoints: bool = False,  # only images with a visible keypoint
+        keypoints: bool = False,  # only images with a labelled keypoint
     ):
         self.dataset, self.seed, self.short, self.long, self.batch = dataset, seed, short, long, batch
         self.images = trainable(dataset, keypoints)

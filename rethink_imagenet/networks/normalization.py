@@ -93,7 +93,7 @@ def num_groups(
 def group_norm(
     channels: int,  # of the layer
 ) -> nn.GroupNorm:
-    "Group normalization as in the paper: 32 groups, eps 1e-5"
+    "Group normalization as in Detectron: 32 groups, eps 1e-5"
     return nn.GroupNorm(num_groups(channels), channels, eps=1e-5)
 
 
