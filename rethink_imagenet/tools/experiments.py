@@ -11,7 +11,6 @@ __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 
 # %% ../../nbs/79_experiments.ipynb #31766864
 import hashlib
 import json
-import os
 import shutil
 import tomllib
 import zipfile
@@ -41,6 +40,7 @@ from rethink_imagenet.study.studies import (
     Study,
     StudyRun,
     comparison_of,
+    computing_with,
     first_losses,
     read_saved,
     run_study,
@@ -599,15 +599,15 @@ def rethink_evidence(
         raise InputError(f"{root}: holds no experiments; name their folder with --experiments")
     if not (settings.name or settings.all):
         print("\n".join(_line(root / name) for name in names))
-    for name in names if settings.all else filter(None, [settings.name]):
-        _carry_out(root / name, settings)
+    with computing_with(threads=1):  # the same bits on machines with more cores
+        for name in names if settings.all else filter(None, [settings.name]):
+            _carry_out(root / name, settings)
 
 
 def _carry_out(folder: Path, settings: Evidence) -> None:
     "One experiment, from where it stands"
     design = read_design(folder, settings.quick)
-    threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
-    execution = Execution("cpu", workers_for("cpu"), jobs=settings.jobs, threads=threads)
+    execution = Execution("cpu", workers_for("cpu"), jobs=settings.jobs)
     place = Workplace(Path(settings.out) / folder.name / ("quick" * settings.quick), Path(settings.data), execution)
     results = folder if not settings.quick else place.folder
     say(f"{folder.name}: {design.question} {runs_asked_for(design)} runs, {len(kept_runs(design, results))} are there")
