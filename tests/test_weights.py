@@ -158,7 +158,7 @@ def test_names_that_are_not_known_are_shown_beside_ours(network: nn.Module, tmp_
     torch.save(prefixed("towers.image.", network.state_dict()), path)
     line = line_of(lambda: load_weights(Body("resnet18"), path), path)
     assert "towers.image.conv1.weight, towers.image.bn1.weight" in line
-    assert "where this has conv1.weight, bn1.weight, bn1.bias; take off what stands before them" in line
+    assert "where this has conv1.weight, bn1.weight, bn1.bias; remove the prefix of its names" in line
     torch.save({"epoch": 3, "generator": network.state_dict()}, path)
     assert "(it has epoch, generator); save the state dict alone" in line_of(
         lambda: load_weights(Body("resnet18"), path), path

@@ -163,7 +163,7 @@ class ClassificationSamples(FileSamples):
         self.classes, self.seed, self.held_back = folder.classes, seed, held_back
         self.files = [entry for i, entry in enumerate(folder.samples) if (i % 10 == 9) == held_back]
         if len(self.classes) < 2 or not self.files:
-            raise InputError(f"{data}: takes two classes of ten images or more to pre-train")
+            raise InputError(f"{data}: pre-training needs two classes or more, and ten images or more in all")
         self.side = side
 
     @property
@@ -228,7 +228,7 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
 class Pretraining:
     "How a body is pre-trained; the defaults are the paper's"
 
-    backbone: str = "resnet50"  # "vgg16", "resnet10_025" or a ResNet of timm
+    backbone: str = "resnet50"  # "vgg16", "resnet10_025" or a convolutional network of timm
     norm: str = "gn"  # "gn", "bn" or "syncbn"; "none" for VGG-16
     epochs: float = 100  # passes over the images
     batch: int = 256  # images an iteration

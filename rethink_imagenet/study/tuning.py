@@ -39,7 +39,7 @@ def read_grid(
             grid[name] = [_value(name, word.strip()) for word in values.split(",")]
         except ValueError:
             raise InputError(
-                f'"{part}": takes numbers with commas between, or for short ranges such as 512-800'
+                f'"{part}": takes numbers with commas between; the field short also takes ranges such as 512-800'
             ) from None
     if not grid:
         raise InputError(f'"{text}": no grid; give for example "rate=0.02,0.04; factor=0.1,0.02"')
