@@ -8,6 +8,7 @@ __all__ = ['OWN', 'FILLS', 'xavier_fill', 'msra_fill', 'gaussian_fill', 'Body', 
 # %% ../../nbs/23_backbones.ipynb #4af8f558
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -55,11 +56,11 @@ def gaussian_fill(
         nn.init.zeros_(layer.bias)
 
 # %% ../../nbs/23_backbones.ipynb #b6397e01
-def _resnet10_025(norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> ResNet:
-    "One basic block a stage, 16 to 128 channels"
+def _resnet_025(blocks: int, norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> ResNet:
+    "So many basic blocks a stage, 16 to 128 channels"
     widths = (16, 32, 64, 128)
     block: Any = BasicBlock
-    return ResNet(block, (1, 1, 1, 1), channels=widths, stem_type="deep", stem_width=8, norm_layer=norm_layer)
+    return ResNet(block, (blocks,) * 4, channels=widths, stem_type="deep", stem_width=8, norm_layer=norm_layer)
 
 
 def _resnext152_8x32d(norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> ResNet:
@@ -68,7 +69,11 @@ def _resnext152_8x32d(norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> 
     return ResNet(block, (3, 8, 36, 3), cardinality=8, base_width=32, norm_layer=norm_layer)
 
 
-OWN = {"resnet10_025": _resnet10_025, "resnext152_8x32d": _resnext152_8x32d}  # networks that timm does not list
+OWN: dict[str, Callable[..., ResNet]] = {  # networks that timm does not list
+    "resnet10_025": partial(_resnet_025, 1),
+    "resnet18_025": partial(_resnet_025, 2),
+    "resnext152_8x32d": _resnext152_8x32d,
+}
 
 # %% ../../nbs/23_backbones.ipynb #f0400002
 def _residual(block: Any, layers: list[tuple[nn.Module, nn.Module]], x: Tensor) -> Tensor:

@@ -271,7 +271,7 @@ class ResampledAP(TypedDict):
 
 def records_of(
     found: Path | list[dict[str, Any]],  # detections in COCO's results format, a file or its content
-    kind: Kind,
+    kind: Kind,  # of AP
     val_set: Dataset,  # evaluated on
 ) -> Records:
     "What was matched in the detections of one run, image by image. Raises InputError"
@@ -414,7 +414,7 @@ def _trained(training: _Training) -> tuple[Detector, list[dict[str, Any]]]:
 
 
 def first_losses(
-    experiment: Experiment,
+    experiment: Experiment,  # the arm's
     n: float,  # the schedule, in multiples of 1x
     iterations: int,  # to train, before the first drop of the rate
     folder: Path,  # new

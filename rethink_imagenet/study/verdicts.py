@@ -140,7 +140,7 @@ class Resampled:
 def resampled_of(
     rows: list[Row],  # of one system
     runs: Mapping[str, RunResults],  # by folder
-    kind: Kind,
+    kind: Kind,  # of AP
 ) -> Resampled:
     "One kind of AP of the runs of a system, which were evaluated on the same images"
     found = {_key(row): runs[row["folder"]]["resampled_augmented" if row["augmented"] else "resampled"][kind]

@@ -204,8 +204,8 @@ class Workplace:
 
 
 def sets_of(
-    system: System,
-    place: Workplace,
+    system: System,  # of an experiment
+    place: Workplace,  # to work in
 ) -> tuple[Dataset, Dataset]:  # to train on, to evaluate on
     "The data of a system, drawn if they are scenes. Raises InputError where photographs are missing"
     if scenes := system.scenes:
@@ -231,7 +231,7 @@ def _tuples(value: Any) -> Any:
 
 # %% ../../nbs/79_experiments.ipynb #52dcf27b
 def plan_for_system(
-    system: System,
+    system: System,  # of an experiment
     sets: tuple[Dataset, Dataset],  # its data
     weights: str = "",  # that its pre-trained arm begins from, for the statistics of pixels
 ) -> Plan:
@@ -251,8 +251,8 @@ def plan_for_system(
 
 # %% ../../nbs/79_experiments.ipynb #e49a3bc2
 def weights_of(
-    system: System,
-    place: Workplace,
+    system: System,  # of an experiment
+    place: Workplace,  # to work in
 ) -> str:  # as for `load_weights`
     "What the pre-trained arm of a system begins from, trained here if need be. Raises InputError or a RunStopped"
     before, backbone = system.before, system.detector.get("backbone", PLANS[system.model].detector.backbone)
@@ -313,8 +313,8 @@ def _first_classes(folder: Path, copy: Path, number: int) -> Path:
 
 # %% ../../nbs/79_experiments.ipynb #9f95a3b5
 def study_for(
-    design: Design,
-    place: Workplace,
+    design: Design,  # of the experiment
+    place: Workplace,  # to work in
 ) -> Study:
     "An experiment as a study; what it begins from is drawn and pre-trained here. Raises InputError or a RunStopped"
     arms: list[Arm] = []
@@ -376,7 +376,7 @@ def _own_part(run: StudyRun, found: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/79_experiments.ipynb #2a0979fc
 def keep(
-    design: Design,
+    design: Design,  # of the experiment
     study: Study,  # of the design
     folder: Path,  # of the experiment
 ) -> list[str]:  # names of the runs that were kept now
@@ -408,7 +408,7 @@ def _digest_of_file(path: str) -> str:
 
 # %% ../../nbs/79_experiments.ipynb #877c40d1
 def kept_runs(
-    design: Design,
+    design: Design,  # of the experiment
     folder: Path,  # of the experiment
 ) -> dict[str, dict[str, Any]]:  # by folder of the run: what `keep` wrote, curves made whole
     "What the runs so far have come to. Raises InputError for a file that was edited, or is of another design"
@@ -435,7 +435,7 @@ def kept_runs(
 
 # %% ../../nbs/79_experiments.ipynb #a777cefb
 def carry_on(
-    design: Design,
+    design: Design,  # of the experiment
     study: Study,  # of the design
     folder: Path,  # of the experiment
 ) -> bool:  # whether all runs are kept now
@@ -470,10 +470,10 @@ class ExperimentResults(StudyResults):
 
 # %% ../../nbs/79_experiments.ipynb #1c710a5f
 def compared(
-    one: Comparison,
-    study: Study,
+    one: Comparison,  # of the design
+    study: Study,  # of the experiment
     runs: Mapping[str, RunResults],  # by folder
-    kind: Kind,
+    kind: Kind,  # of AP
     margin: float = MARGIN,  # AP; a smaller loss does not matter
 ) -> Compared:
     "Two arms of different systems that were evaluated on the same images. Raises InputError where one has no runs"
@@ -495,7 +495,7 @@ def _ends(study: Study, runs: Mapping[str, RunResults], system: str, arm: str) -
 
 
 def judged(
-    design: Design,
+    design: Design,  # of the experiment
     study: Study,  # of the design, all of whose runs are kept
     folder: Path,  # of the experiment
     command: str = "",  # that was typed, for the record
@@ -552,7 +552,7 @@ def read_experiment(
 
 # %% ../../nbs/79_experiments.ipynb #fbfc15bd
 def spot_check(
-    design: Design,
+    design: Design,  # of the experiment
     place: Workplace,  # to work in
     content: Mapping[str, Any],  # of a kept run, from scratch
     iterations: int = 50,  # to train again
@@ -569,7 +569,7 @@ def spot_check(
 
 # %% ../../nbs/79_experiments.ipynb #48265e93
 def runs_asked_for(
-    design: Design,
+    design: Design,  # of the experiment
 ) -> int:
     "How many runs an experiment has"
     number = 0

@@ -44,7 +44,7 @@ class DetectorOptions:
     "Which detector, and how it is trained"
 
     model: Literal["", "demo", "small", "paper"] = ""  # demo, small or paper; by default demo for scenes, else paper
-    backbone: str = ""  # resnet10_025 or a convolutional network of timm; small has tf_efficientnet_lite0
+    backbone: str = ""  # resnet10_025, resnet18_025 or a network of timm; small has tf_efficientnet_lite0
     norm: str = ""  # gn, syncbn, bn, frozen_bn, ln or none; by default gn, for small syncbn in the body
     unit: int = 0  # iterations of 1x; by default so many that 1x sees as many images at any batch
     batch: int = 0  # images an iteration; by default 8 for demo and small, 16 for paper
@@ -238,7 +238,7 @@ class Pretrain:
 
     data: str = ""  # folder with one sub-folder of images for each class; without, the embedded crops
     out: str = "runs/pretrain"  # folder for the results; the weights are weights.safetensors in it
-    backbone: str = "resnet10_025"  # vgg16, resnet10_025 or a convolutional network of timm
+    backbone: str = "resnet10_025"  # vgg16, resnet10_025, resnet18_025 or a convolutional network of timm
     norm: str = "gn"  # gn, bn, syncbn or ln; none for vgg16
     epochs: float = 6.0  # passes over the images
     batch: int = 64  # images an iteration
