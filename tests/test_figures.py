@@ -54,7 +54,7 @@ def test_figure1_from_start_to_table_and_resumed(
     assert [row["iterations"] for row in results["rows"]] == 2 * [6, 9, 12, 15, 18]
     assert all(row["ours"]["box"]["ap"] is not None and row["paper"]["box"]["ap"] > 36 for row in results["rows"])
     assert [one["classes"] for one in results["pretraining"].values()] == [12] and len(results["differences"]) == 1
-    assert "Figure 1, in miniature (0.005)" in done.stdout and "must not be held against" in done.stdout
+    assert "Figure 1, in miniature (0.005)" in done.stdout and "must not be compared with" in done.stdout
     assert (out / "table.txt").read_text() in done.stdout and "r50-gn-pretrained-6x" in (
         out / "report.html"
     ).read_text()

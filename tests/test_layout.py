@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rethink_imagenet.tools.options import COMMANDS, options_of
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 LIBRARY = ROOT / "rethink_imagenet"
@@ -94,6 +96,12 @@ def test_every_public_argument_is_told(module: str) -> None:
             told = argument.arg in ("self", "cls") or "  # " in lines[(argument.end_lineno or 0) - 1]
             assert told, f"{module}.{node.name}: {argument.arg} is not told"
         assert node.name == "__init__" or ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_is_told(name: str) -> None:
+    """Each option has a help text: the comment of its field, which has to stand on the line of the name."""
+    assert not [option.name for option in options_of(COMMANDS[name]) if not option.told]
 
 
 def test_import_is_quiet() -> None:
