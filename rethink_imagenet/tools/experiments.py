@@ -6,7 +6,7 @@
 __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 'read_design', 'Workplace', 'sets_of',
            'plan_for_system', 'weights_of', 'Crops', 'Classes', 'study_for', 'keep', 'kept_runs', 'carry_on',
            'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'spot_check',
-           'runs_asked_for', 'rethink_evidence']
+           'table_of_seeds', 'sentences_of', 'runs_asked_for', 'rethink_evidence']
 
 # %% ../../nbs/79_experiments.ipynb #31766864
 import hashlib
@@ -30,7 +30,8 @@ from ..errors import InputError, fits, made_from, nearest
 from ..evaluation.resampling import MARGIN, difference_between, verdict_of
 from ..study.plans import Execution, Experiment, Plan
 from ..study.pretraining import Pretraining, pixel_statistics, pretrain, pretraining_cost
-from ..study.report import text_report
+from ..study.recipes import aligned
+from ..study.report import NAMES
 from rethink_imagenet.study.studies import (
     KINDS,
     Arm,
@@ -567,6 +568,32 @@ def spot_check(
     both = {loss[0] for loss in run["losses"]} & {loss[0] for loss in today}  # the last line may be of a shorter time
     return [loss for loss in run["losses"] if loss[0] in both], [loss for loss in today if loss[0] in both]
 
+# %% ../../nbs/79_experiments.ipynb #dfd619fc
+def table_of_seeds(
+    results: ExperimentResults,  # with its runs
+    design: Design,  # of the experiment
+) -> list[dict[str, str]]:  # for `aligned`
+    "The AP of each place of an experiment: mean over seeds, lowest, highest"
+    kind = cast(Kind, design.metric)
+    groups: dict[tuple[str, str, int, float], list[float]] = {}
+    for row in results["rows"]:
+        key = row["system"], row["arm"], row["images_of"], row["schedule"]
+        groups.setdefault(key, []).append(row["ours"][kind][KINDS[kind][1]] or 0.0)
+    return [
+        {"system": system, "arm": NAMES[arm], "images": f"{images:,}", "schedule": f"{schedule:g}x", "seeds": str(len(ap)),
+         KINDS[kind][0]: f"{sum(ap) / len(ap):.1f}", "from": f"{min(ap):.1f}", "to": f"{max(ap):.1f}"}
+        for (system, arm, images, schedule), ap in groups.items()
+    ]  # fmt: skip
+
+
+def sentences_of(
+    results: ExperimentResults,  # of an experiment
+) -> list[str]:
+    "What was judged, a sentence each, with the name of the system where there are several"
+    named = [(one["system"], one["sentence"]) for one in results["differences"]]
+    told = [f"{system}: {sentence}" if system else sentence for system, sentence in named]
+    return told + [f"{one['name']}: {one['sentence']}" for one in results["comparisons"]]
+
 # %% ../../nbs/79_experiments.ipynb #48265e93
 def runs_asked_for(
     design: Design,  # of the experiment
@@ -616,4 +643,4 @@ def _carry_out(folder: Path, settings: Evidence) -> None:
         say("\n".join(keep(design, study, results)) or "nothing new has ended")
     elif carry_on(design, study, results):
         found = judged(design, study, results, f"rethink_evidence {folder.name}{' --quick' * settings.quick}")
-        print("\n".join(["", text_report(found), *(one["sentence"] for one in found["comparisons"])]))
+        print("\n".join(["", aligned(table_of_seeds(found, design)), "", *sentences_of(found)]))
