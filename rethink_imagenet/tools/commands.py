@@ -87,7 +87,14 @@ from rethink_imagenet.study.recipes import (
 )
 from ..study.report import SIDE_BY_SIDE, caution_of, table_rows, text_report, write_report
 from ..study.studies import load_detector, read_saved, run_family, save_json, shared_detections
-from ..study.timing import describe_comparison, iterations_told, measure_speed, plan_hours
+from rethink_imagenet.study.timing import (
+    assumptions,
+    describe_comparison,
+    describe_on,
+    iterations_told,
+    measure_speed,
+    plan_hours,
+)
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
@@ -1150,9 +1157,15 @@ def _in_full(recipe: Recipe) -> str:
 def rethink_recipes(
     settings: Recipes,  # what was asked for
 ) -> None:
-    "List the paper's experiments, or show one in full with what it would cost"
+    "List the paper's experiments, or show one in full with what it would cost, also on GPUs that are not here"
+    if (settings.on or settings.batch) and not (settings.on and settings.show):
+        raise InputError("--on and --batch: say for which recipe and GPUs; take --show NAME --on 8xA100 with them")
     if settings.show:
-        print(_in_full(recipe_named(settings.show)))
+        recipe = recipe_named(settings.show)
+        told = describe_on(recipe, settings.on, settings.batch) if settings.on else ""
+        print(_in_full(recipe))
+        if told:
+            print("", told, "", assumptions(), sep="\n")
         return
     some = find(*filter(None, settings.words.split(","))) if settings.words else list(RECIPES.values())
     rows = [{"recipe": r.name, "data": r.data, "iterations": f"{r.iterations:,}", "paper": _paper(r)} for r in some]

@@ -326,10 +326,14 @@ class Recipes:
 
     rethink_recipes figure5,scratch
     rethink_recipes --show table1/r50-gn-scratch-6x
+    rethink_recipes --show table1/r50-gn-scratch-6x --on 8xA100,512xH100
+        what it would take on GPUs that are not here, computed from rates that are stated
     """
 
     words: str = word()  # words that must all occur, with commas between, such as figure5,scratch
     show: str = ""  # the name of a recipe to show in full
+    on: str = ""  # GPUs to tell its time for, such as 8xA100,512xH100: 1 to 512 of V100, A100 or H100
+    batch: int = 0  # with --on, images an iteration; by default the recipe's, or one a GPU where these are more
 
 
 @dataclass(frozen=True)
