@@ -6,7 +6,7 @@
 __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 'read_design', 'Workplace', 'sets_of',
            'plan_for_system', 'weights_of', 'Crops', 'Classes', 'study_for', 'keep', 'kept_runs', 'carry_on',
            'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'spot_check',
-           'table_of_seeds', 'sentences_of', 'runs_asked_for', 'line_of']
+           'table_of_seeds', 'sentences_of', 'runs_asked_for', 'line_of', 'evidence_table']
 
 # %% ../../nbs/73_experiments.ipynb #31766864
 import hashlib
@@ -127,6 +127,8 @@ class Design:
     metric: str = "box"  # kind of AP, of `KINDS`
     margin: float = 1.0  # AP; a smaller loss does not matter
     cut: str = ""  # what was cut for want of time
+    paper: str = ""  # what the paper found, in short
+    chapter: str = ""  # of the book that looks at it
     comparisons: tuple[Comparison, ...] = ()
     digest: str = ""  # of the file
 
@@ -610,3 +612,20 @@ def line_of(
     wanted, verdict = runs_asked_for(found.design), found.results and found.results["verdict"]
     told = f"{len(found.runs)} of {wanted} runs" if not verdict else verdict["sentence"]
     return f"{folder.name:20s} {told}"
+
+
+def evidence_table(
+    root: Path,  # folder of the experiments
+) -> str:  # Markdown
+    "A line for each experiment: the question, what the paper found, what was found here, and in which chapter"
+    lines = ["| question | the paper | here | seeds | verdict |", "|---|---|---|---|---|"]
+    for path in sorted(root.glob("*/experiment.toml")):
+        found = read_experiment(path.parent)
+        design, verdict = found.design, found.results and found.results["verdict"]
+        question = f"[{design.question}](nbs/{design.chapter}.ipynb)" if design.chapter else design.question
+        here, word = f"{len(found.runs)} of {runs_asked_for(design)} runs so far", ""
+        if verdict:
+            (low, high), word = verdict["interval"], verdict["word"]
+            here = f"{verdict['difference']:+.1f} {KINDS[verdict['kind']][0]} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {question} | {design.paper} | {here} | {design.seeds} | {word} |")
+    return "\n".join(lines)
