@@ -128,7 +128,6 @@ class Design:
     margin: float = 1.0  # AP; a smaller loss does not matter
     cut: str = ""  # what was cut for want of time
     paper: str = ""  # what the paper found, in short
-    chapter: str = ""  # of the book that looks at it
     comparisons: tuple[Comparison, ...] = ()
     digest: str = ""  # of the file
 
@@ -616,13 +615,15 @@ def line_of(
 
 def evidence_table(
     root: Path,  # folder of the experiments
+    chapters: Mapping[str, str] = {},
 ) -> str:  # Markdown
-    "A line for each experiment: the question, what the paper found, what was found here, and in which chapter"
+    "A line for each experiment: the question, what the paper found, what was found here, with links to the chapters"
     lines = ["| question | the paper | here | seeds | verdict |", "|---|---|---|---|---|"]
     for path in sorted(root.glob("*/experiment.toml")):
         found = read_experiment(path.parent)
         design, verdict = found.design, found.results and found.results["verdict"]
-        question = f"[{design.question}](nbs/{design.chapter}.ipynb)" if design.chapter else design.question
+        link = chapters.get(path.parent.name)
+        question = f"[{design.question}]({link})" if link else design.question
         here, word = f"{len(found.runs)} of {runs_asked_for(design)} runs so far", ""
         if verdict:
             (low, high), word = verdict["interval"], verdict["word"]
