@@ -48,7 +48,7 @@ def msra_fill(
 def torch_fill(
     layer: nn.Module,  # a convolution or a linear layer
 ) -> None:
-    "PyTorch's default: weights and biases uniform within 1/sqrt(fan-in), a sixth of MSRAFill's variance at equal widths"
+    "PyTorch's default: weights and biases uniform within 1/sqrt(fan-in), at equal widths a sixth of MSRA's variance"
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     layer.reset_parameters()
 
