@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 'read_design', 'Workplace', 'sets_of',
            'plan_for_system', 'weights_of', 'Crops', 'Classes', 'study_for', 'keep', 'kept_runs', 'carry_on',
-           'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'spot_check',
+           'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'part_of', 'spot_check',
            'table_of_seeds', 'sentences_of', 'runs_asked_for', 'line_of', 'evidence_table']
 
 # %% ../../nbs/73_experiments.ipynb #31766864
@@ -545,6 +545,23 @@ def read_experiment(
     if results is not None:
         results = results | {"runs": [content["run"] for content in runs.values()]}
     return Found(design, runs, results)
+
+# %% ../../nbs/73_experiments.ipynb #7d2f355e
+def part_of(
+    results: ExperimentResults,  # with its runs
+    system: str,  # its name
+) -> ExperimentResults:
+    "What an experiment tells of one of its systems. Raises InputError where there is none of that name"
+    systems = list(dict.fromkeys(row["system"] for row in results["rows"]))
+    if system not in systems:
+        raise nearest(system, systems, "system of the experiment")
+    rows = [row for row in results["rows"] if row["system"] == system]
+    folders = {row["folder"] for row in rows}
+    own: dict[str, Any] = {"rows": rows, "runs": [run for run in results["runs"] if run["folder"] in folders]}
+    for key in ("differences", "verdicts", "courses", "amounts", "details"):
+        own[key] = [one for one in cast(Any, results)[key] if one["system"] == system]
+    own["verdict"] = own["differences"][0] if own["differences"] else None
+    return cast(ExperimentResults, {**results, **own})
 
 # %% ../../nbs/73_experiments.ipynb #fbfc15bd
 def spot_check(
