@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import tomllib
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -178,3 +179,9 @@ def test_a_wrong_quotation_is_found() -> None:
     assert [quotation for quotation in wrong if is_quoted_from(text, quotation)] == []
     page = 'The paper says "*no worse*", and "*no better*" nowhere.'
     assert [quotation for quotation in QUOTATION.findall(page) if not is_quoted_from(text, quotation)] == ["no better"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*/experiment.toml")), ids=lambda path: path.parent.name)
+def test_the_claim_of_an_experiment_is_in_the_paper(path: Path) -> None:
+    claim = tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+    assert is_quoted_from(paper(), claim), claim

@@ -87,6 +87,52 @@ def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None
     assert stopped.value.code == 2 and "nearest: table1/r50-gn-scratch-6x" in capsys.readouterr().err
 
 
+def test_the_command_tells_the_time_on_other_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """One column for each kind, images and rate by the linear rule, and under it what was assumed."""
+    name = "table3/x152-gn-cascade-aug-tta-scratch-9x"
+    rethink_recipes(show=name, on="8xA100,512xH100")
+    shown = capsys.readouterr().out
+    assert name in shown and "our choice: One seed" in shown
+    rows = {line[:31].strip(): line[31:].split() for line in shown.splitlines() if " hours" in line or ", ms" in line}
+    assert all(float(part) >= 0 for row in rows.values() for part in row if part != "to")
+    few, many = (float(hours) for hours in rows["all, hours"])
+    assert few > many > 0
+    assert next(line.split()[3:] for line in shown.splitlines() if line.startswith("images an"))[::-1] == ["512", "16"]
+    for part in ("linear rule", "MLPerf", "NCCL, tuning.cc", "nbs/69_timing.ipynb"):
+        assert part in shown
+    rethink_recipes(show=name, on="8xA100", batch=32)
+    assert "0.04" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"on": "0xA100"}, "--on 0xA100: takes 1 to 512 GPUs"),
+        ({"on": "1000xA100"}, "--on 1000xA100: takes 1 to 512 GPUs"),
+        ({"on": "8xB17"}, '--on 8xB17: no kind of GPU "B17"; there are: V100, A100, H100'),
+        ({"on": "8xA1000"}, 'no kind of GPU "A1000"; nearest: A100'),
+        ({"on": "A100"}, '"A100" is not a number of GPUs and their kind, such as 8xA100'),
+        ({"on": "8xA100,"}, '"" is not a number of GPUs'),
+        ({"on": "-8xA100"}, "is not a number of GPUs"),
+        (
+            {"on": "64xA100", "batch": 16},
+            "more GPUs than images an iteration; take 16 GPUs or fewer, or a",
+        ),
+        ({"on": "8xA100", "batch": -2}, "--batch -2: takes 1 to 1,000,000 images"),
+        ({"on": "8xA100", "show": ""}, "--on and --batch: say for which recipe and GPUs"),
+        ({"batch": 32}, "--on and --batch: say for which recipe and GPUs"),
+    ],
+)
+def test_gpus_that_nothing_can_be_told_for(
+    capsys: pytest.CaptureFixture[str], given: dict[str, Any], message: str
+) -> None:
+    """One line, status 2, and nothing before it."""
+    with pytest.raises(SystemExit) as stopped:
+        rethink_recipes(**{"show": "table1/r50-gn-scratch-6x"} | given)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and message in err and err.count("\n") == 1 and not out
+
+
 WHOLE = (
     "table1/r50-gn-scratch-2x", "figure4/r50-syncbn-scratch-2x", "figure5/r50-gn-cascade-aug-tta-scratch-9x",
     "table3/x152-gn-cascade-aug-tta-scratch-9x", "figure6/r50-gn-keypoints-scratch-2x",

@@ -160,9 +160,10 @@ def in_32_bits(
     x: Tensor,  # of any kind of float
 ) -> Tensor:  # float32, or float64 where x is
     "What a layer makes of x in 32 bits or more, whatever the network computes in"
-    if not torch.amp.is_autocast_available(x.device.type):  # shapes without values have none
+    kind = x.device.type  # shapes without values have no autocast
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return layer(to_32_bits(x))
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(kind, enabled=False):
         return layer(to_32_bits(x))
 
 # %% ../../nbs/30_boxes.ipynb #922feb30

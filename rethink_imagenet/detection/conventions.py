@@ -39,7 +39,7 @@ class Conventions:
     pixel_mean: tuple[float, float, float] = DETECTRON_MEAN  # of red, green, blue, in 0..1
     pixel_std: tuple[float, float, float] = DETECTRON_STD  # of red, green, blue, in 0..1
     # body and random weights
-    body_fill: Literal["xavier", "msra"] = "xavier"  # convolutions of the body
+    body_fill: Literal["xavier", "msra", "torch"] = "xavier"  # convolutions of the body
     stride_in_1x1: bool = False  # whether a bottleneck halves the map in its first 1x1 convolution, not in its 3x3
     linear_fill: Literal["detectron", "msra", "torch"] = "detectron"  # linear layers
     mask_std: float | None = None  # of the last layer of the mask head; None for MSRAFill
