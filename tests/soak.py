@@ -19,7 +19,7 @@ import torch
 
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
-from rethink_imagenet.training.logs import read_log
+from rethink_imagenet.training.logs import JOULES, read_log
 
 COMMAND = Path(sys.executable).parent / "rethink_train"
 
@@ -39,7 +39,10 @@ def differences(a: Path, b: Path) -> list[str]:
     """In what two finished runs differ: their last checkpoint, their log without times."""
     first, second = (read_checkpoint(checkpoints_of(folder)[-1]) for folder in (a, b))
     found = [key for key in ("iteration", "model", "optimizer", "skipped") if not same(first[key], second[key])]
-    logs = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_log(folder)] for folder in (a, b)]
+    logs = [
+        [{k: v for k, v in line.items() if k not in ("seconds", *JOULES)} for line in read_log(folder)]
+        for folder in (a, b)
+    ]
     return found + ["log"] * (logs[0] != logs[1])
 
 

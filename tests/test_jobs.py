@@ -27,7 +27,7 @@ from rethink_imagenet.study.studies import comparison_of, run_study
 from rethink_imagenet.tools.commands import foreign_files
 from rethink_imagenet.training.checkpoints import checkpoints_of
 from rethink_imagenet.training.jobs import Job, Submitted, read_cluster, run_jobs, submit_jobs
-from rethink_imagenet.training.logs import Interrupted, Interruption, Progress
+from rethink_imagenet.training.logs import JOULES, Interrupted, Interruption, Progress
 from rethink_imagenet.training.processes import RunStopped
 
 from .soak import differences
@@ -221,7 +221,7 @@ def study_in(folder: Path, scenes: Path, weights: Path, execution: Execution, se
     torch.set_num_threads(1)
     experiment = Experiment(PLAN, *read_splits(scenes), folder, str(weights), execution)
     found = run_study(comparison_of(experiment, seeds))
-    return [{key: value for key, value in run.items() if key != "seconds"} for run in found]
+    return [{key: value for key, value in run.items() if key not in ("seconds", *JOULES)} for run in found]
 
 
 @pytest.fixture(scope="module")
@@ -418,7 +418,8 @@ def killed(scenes: Path, weights: Path, root: Path, kills: int, seed: int = 0) -
         for key in ("command", "costs"):
             del each[key]
         for run in each["runs"]:
-            del run["seconds"]
+            for key in ("seconds", *JOULES):
+                run.pop(key, None)
     return found + [key for key in results[0] if results[0][key] != results[1][key]]
 
 

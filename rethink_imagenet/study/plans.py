@@ -34,6 +34,7 @@ class Execution:
     keep: tuple[int, ...] = ()  # after these iterations a checkpoint is kept, for other runs to begin from
     jobs: int = 1  # runs of a study that go on at once, each in a process of its own; 0 for as many as suit
     threads: int = 0  # of a study on a CPU; 0 for as many as PyTorch takes, -1 for each run's share of the cores
+    metered: bool = True  # whether the energy of this machine is this run's
     cluster: str = ""  # that carries out the runs of a study, as `read_cluster` takes it; "" for this machine
 
 # %% ../../nbs/62_plans.ipynb #d4cc852f
@@ -121,6 +122,7 @@ class Plan:
             after=after,
             on_nan=execution.on_nan,
             tensorboard=execution.tensorboard,
+            metered=execution.metered,
         )
 
 # %% ../../nbs/62_plans.ipynb #c63ada95

@@ -48,6 +48,7 @@ from rethink_imagenet.study.weights import (
     without_prefix,
 )
 from ..training.checkpoints import code_digest, load_state, locked_together, write_atomically
+from ..training.logs import JOULES
 from ..training.loop import RunSettings, train
 from rethink_imagenet.training.processes import (
     RunStopped,
@@ -265,6 +266,7 @@ def pretrain(
         log = train(model, samples, run_settings, folder, evaluate, about, workers, accept)
         seen, top1 = iterations * batch, log[-1]["evaluation"]["top1"]
         cost = {"images": seen, "pixels": seen * side**2, "seconds": round(log[-1]["seconds"], 1)}
+        cost |= {key: round(log[-1][key], 1) for key in JOULES if key in log[-1]}
         return _write_weights(model, folder, about, cost | {"top1": top1, "classes": len(samples.classes)})
 
 # %% ../../nbs/61_pretraining.ipynb #51d73923
@@ -435,6 +437,8 @@ class PretrainingCost(TypedDict, total=False):
     images: int  # each as often as it was seen
     pixels: int
     seconds: float
+    processor_joules: float  # where measured
+    gpu_joules: float  # where measured
     top1: float  # accuracy on held back images, in percent
     classes: int
 

@@ -34,6 +34,7 @@ from .recipes import aligned
 from .studies import KINDS, Kind, Row, RunResults
 from .verdicts import WHOSE, Cost, Details, Judgement, StudyResults, ap_of, kinds_of
 from ..training.checkpoints import write_atomically
+from ..training.logs import JOULES
 
 # %% ../../nbs/67_report.ipynb #67e4642b
 COLOURS = {"scratch": "tab:purple", "pretrained": "tab:gray"}
@@ -504,10 +505,11 @@ def png(
 
 
 def cost_columns(
-    cost: Mapping[str, Any],  # images, pixels, seconds; None or left out where not known
-) -> dict[str, str]:  # images, Gpx, seconds
+    cost: Mapping[str, Any],  # images, pixels, seconds, None or left out where not known; joules where measured
+) -> dict[str, str]:  # images, Gpx, seconds, and what was measured of energy
     "A cost, ready to print"
     units = {"images": ("images", 1, ",.0f"), "pixels": ("Gpx", 1e9, ",.2f"), "seconds": ("seconds", 1, ",.0f")}
+    units |= {key: (title, 1000, ",.1f") for key, title in JOULES.items() if key in cost}
     return {
         title: "not recorded" if cost.get(key) is None else format(cost[key] / unit, form)
         for key, (title, unit, form) in units.items()
@@ -552,9 +554,11 @@ def _difference_rows(found: list[Judgement]) -> list[dict[str, str]]:
 def _cost_rows(results: StudyResults) -> list[dict[str, str]]:
     "What each arm of each system has cost at its longest schedule"
     rows = []
+    told = [cost for own in results["costs"].values() for cost in own.values()]
+    energy = {key: None for key in JOULES if any(key in cost for cost in told)}
     for system, own in results["costs"].items():
         for arm, cost in own.items():
-            row = ({"system": system} if system else {}) | {"arm": NAMES[arm]} | cost_columns(cost)
+            row = ({"system": system} if system else {}) | {"arm": NAMES[arm]} | cost_columns({**energy, **cost})
             rows.append(row | {"pre-training counted": cost["pretraining"]})
     return rows
 

@@ -61,7 +61,7 @@ from rethink_imagenet.training.jobs import (
     submit_jobs,
     threads_for,
 )
-from ..training.logs import are_figures
+from ..training.logs import JOULES, are_figures
 from rethink_imagenet.training.loop import (
     RunSettings,
     branch_off,
@@ -233,6 +233,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     known = {"images_of": 0, "skipped": 0} | results  # a run of old does not tell these
     wrong = [key for key, kind in _RESULTS.items() if not fits(known.get(key), kind)]
     wrong += [key for key in KINDS if key in results and not are_figures(results[key])]
+    wrong += [key for key in JOULES if key in results and not fits(results[key], float)]
     wrong += [] if wrong or _are_resampled(results) else ["resampled"]
     points = results["curve"] if "curve" not in wrong else []
     if wrong or not points or not all(fits(point.get("iteration"), int) and are_figures(point) for point in points):
@@ -344,6 +345,8 @@ class RunResults(Figures):
     pixels: int
     skipped: int  # iterations whose loss was not finite
     seconds: float  # of training, the time of the beginning that is shared with a trunk included
+    processor_joules: NotRequired[float]  # that the machine's processors used meanwhile, where that was measured
+    gpu_joules: NotRequired[float]  # that the run's GPUs used, where that was measured
     curve: list[Point]
     losses: list[list[float]]  # iteration, and sum of all losses
     resampled: dict[Kind, ResampledAP]  # each kind of AP that there is something to find of
@@ -481,6 +484,7 @@ def _results(training: _Training, log: list[dict[str, Any]]) -> RunResults:
     what = {"arm": experiment.arm, "schedule": training.n, "images_of": len(experiment.train_set), "seed": plan.seed}
     reached = {key: value for key, value in curve[-1].items() if key != "iteration"}
     took = {"iterations": iterations, **seen, "skipped": skipped, "seconds": round(log[-1]["seconds"], 1)}
+    took |= {key: round(log[-1][key], 1) for key in JOULES if key in log[-1]}
     again = _resampled_together(training.folder / "detections.json", reached, experiment.val_set)
     return cast(RunResults, {**what, **took, **reached, "curve": curve, "losses": losses, "resampled": again})
 
@@ -783,7 +787,9 @@ def _in_its_process(run: StudyRun, at_once: int) -> None:
     if workers < 0 or device.startswith("cuda"):  # at most what the cores allow
         most = max(1, workers_for(device) // at_once)
         workers = most if workers < 0 else min(workers, most)
-    here = replace(run.experiment, execution=replace(execution, device=device, workers=workers))
+    alone = at_once == 1 and not execution.cluster  # else the machine's energy is not this run's
+    own = replace(execution, device=device, workers=workers, metered=execution.metered and alone)
+    here = replace(run.experiment, execution=own)
     with joined(device):
         replace(run, experiment=here).carried_out()
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from rethink_imagenet.study.studies import (
     save_json,
 )
 from ..training.checkpoints import code_digest, environment
+from ..training.logs import JOULES
 from ..training.processes import fail_together, from_first, is_first
 
 # %% ../../nbs/64_verdicts.ipynb #74b2285a
@@ -274,6 +275,8 @@ class Cost(TypedDict):
     images: int | None
     pixels: float | None
     seconds: float | None
+    processor_joules: NotRequired[float | None]  # where it was measured in the runs
+    gpu_joules: NotRequired[float | None]  # where it was measured in the runs
     pretraining: str  # "none", or how it was counted: "as recorded", "by the paper's count" or "not recorded"
 
 
@@ -282,12 +285,13 @@ def costs_of(
     runs: dict[str, RunResults],  # by folder
     pretraining: PretrainingCost | None,  # of the pre-trained arm, if there is one
 ) -> dict[str, Cost]:  # by arm
-    "What a run of each arm has cost, pre-training counted; its seconds as the mean over seeds"
+    "What a run of each arm has cost, pre-training counted; its seconds and joules as the mean over seeds"
     spent = {}
     for arm, rows in pair.items():
         each = [runs[row["folder"]] for row in rows]
         own: dict[str, Any] = {"images": each[0]["images"], "pixels": each[0]["pixels"]}
-        own["seconds"] = sum(run["seconds"] for run in each) / len(each)
+        measured = [key for key in ("seconds", *JOULES) if all(key in run for run in each)]
+        own |= {key: sum(cast(Any, run)[key] for run in each) / len(each) for key in measured}
         before: Any = pretraining if arm == "pretrained" else dict.fromkeys(own, 0)
         total = {key: value + before[key] if key in before else None for key, value in own.items()}
         spent[arm] = cast(Cost, total | {"pretraining": before.get("counted", "none")})

@@ -170,6 +170,8 @@ CHECKPOINT: dict[str, Any] = {
     "iteration": int,
     "seconds": float,
     "skipped": int,
+    "processor_joules": float | None,
+    "gpu_joules": float | None,
     "pending": list[dict[str, float]],
     "model": dict[str, Tensor],
     "optimizer": dict[str, Any],

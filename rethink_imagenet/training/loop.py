@@ -44,7 +44,7 @@ from rethink_imagenet.training.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from .logs import Interrupted, Interruption, Progress, RunLog, read_log
+from .logs import JOULES, Interrupted, Interruption, Meter, Progress, RunLog, read_log
 from rethink_imagenet.training.processes import (
     RunStopped,
     fail_together,
@@ -166,6 +166,7 @@ class RunSettings:
     after: int = 0  # iterations of the runs that follow this one, for the time left
     on_nan: str = "stop"  # at a loss that is not finite: "stop", or "skip" the iteration and count it
     tensorboard: bool = False  # whether the log is written for TensorBoard as well
+    metered: bool = True  # whether the energy of this machine is this run's
 
     def due(
         self,
@@ -217,6 +218,7 @@ class RunState:
     iteration: int = 0  # done
     seconds: float = 0.0  # of training
     skipped: int = 0  # iterations whose loss was not finite
+    joules: dict[str, float] = field(default_factory=dict)  # of training, those of `JOULES` measured from its beginning
     pending: list[dict[str, float]] = field(default_factory=list)  # losses read since the last line of the log
 
     def content(
@@ -224,7 +226,7 @@ class RunState:
         about: dict[str, Any],  # what the run is, to be recognized by
     ) -> dict[str, Any]:  # tensors and plain containers
         "What a checkpoint of this moment holds"
-        figures = {"iteration": self.iteration, "seconds": self.seconds, "skipped": self.skipped}
+        figures = {"iteration": self.iteration, "seconds": self.seconds, "skipped": self.skipped} | self.joules
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         return state | figures | {"pending": self.pending, "about": about, "circumstances": environment()}
 
@@ -240,6 +242,7 @@ class RunState:
         self.optimizer.load_state_dict(momentum)  # rates and decays are the plan's
         self.iteration, self.seconds = content["iteration"], content["seconds"]
         self.pending, self.skipped = content["pending"], content["skipped"]
+        self.joules = {key: content[key] for key in JOULES if content.get(key) is not None}
 
 # %% ../../nbs/44_loop.ipynb #85e59db6
 def _check_finite(model: nn.Module, iteration: int, newest: Path | None) -> None:
@@ -285,9 +288,20 @@ class Run:
         if next(model.parameters()).is_cuda:
             use_pytorchs_sync_batch_norm(model)
         self.learner = DistributedDataParallel(model) if world_size() > 1 else model
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == world_size() and is_first()
+        self.meter = Meter(next(model.parameters()).device if settings.metered and here else None)
+        measured = self.meter.spent()
+        known = self.state.joules if self.state.iteration else dict.fromkeys(measured, 0.0)
+        self.state.joules = {key: joules for key, joules in known.items() if key in measured}
         self.log = RunLog(folder, self.state.iteration, settings.tensorboard)
         self.unread: list[_Unread] = []
         self.losses: dict[str, float] = {}  # the newest that are known, means over the batch
+
+    def count_energy(self) -> None:
+        "Add what was used since the last reading"
+        spent = self.meter.spent()
+        known = self.state.joules
+        self.state.joules = {key: known[key] + spent[key] for key in known if key in spent}
 
     def step(
         self,
@@ -358,8 +372,9 @@ def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) ->
 def _write_log(run: Run) -> None:
     "The line of an iteration"
     state = run.state
+    run.count_energy()
     rate = run.settings.schedule.lr(state.iteration - 1)
-    line = {"iteration": state.iteration, "rate": rate, "seconds": state.seconds}
+    line = {"iteration": state.iteration, "rate": rate, "seconds": state.seconds} | state.joules
     names = state.pending[0] if state.pending else ()
     means = {name: sum(losses[name] for losses in state.pending) / len(state.pending) for name in names}
     run.log.add(line | {"losses": means} | ({"skipped": state.skipped} if state.skipped else {}))
@@ -368,6 +383,7 @@ def _write_log(run: Run) -> None:
 
 def _save(run: Run) -> None:
     "A checkpoint of this moment, by the first process"
+    run.count_energy()
     with fail_together():  # nobody ends before it is written
         if is_first():
             _check_finite(run.state.model, run.state.iteration, run.newest)
@@ -387,8 +403,9 @@ def _evaluate(run: Run, evaluate: Callable[[nn.Module], Mapping[str, Any]]) -> N
         for buffer in run.state.model.buffers() if world_size() > 1 else ():
             dist.broadcast(buffer, 0)  # statistics of BN differ between processes; those of the first are kept
         figures = evaluate(run.state.model.eval())
-        run.log.add({"iteration": done, "seconds": run.state.seconds, "evaluation": figures})
+        run.log.add({"iteration": done, "seconds": run.state.seconds, **run.state.joules, "evaluation": figures})
     run.state.model.train()
+    run.meter.spent()  # is not training's
 
 # %% ../../nbs/44_loop.ipynb #81702a10
 def train(
