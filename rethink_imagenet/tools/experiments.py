@@ -632,14 +632,14 @@ def line_of(
 
 def evidence_table(
     root: Path,  # folder of the experiments
-    chapters: Mapping[str, str] = {},
+    chapters: Mapping[str, str] | None = None,  # name of an experiment -> link to its chapter
 ) -> str:  # Markdown
     "A line for each experiment: the question, what the paper found, what was found here, with links to the chapters"
     lines = ["| question | the paper | here | seeds | verdict |", "|---|---|---|---|---|"]
     for path in sorted(root.glob("*/experiment.toml")):
         found = read_experiment(path.parent)
         design, verdict = found.design, found.results and found.results["verdict"]
-        link = chapters.get(path.parent.name)
+        link = (chapters or {}).get(path.parent.name)
         question = f"[{design.question}]({link})" if link else design.question
         here, word = f"{len(found.runs)} of {runs_asked_for(design)} runs so far", ""
         if verdict:
