@@ -151,6 +151,21 @@ def _system(content: dict[str, Any], source: str) -> System:
         raise nearest(system.model, list(PLANS), f"model in {source}")
     return system
 
+
+QUICK = 12  # so much shorter is the quick form of an experiment
+
+
+def _quick(system: System) -> System:
+    "The same with so much fewer iterations and scenes, evaluated once"
+    plan, given = PLANS[system.model], system.plan
+    own = {"unit": max(2, round(given.get("unit", plan.unit) / QUICK)), "evaluations": 1}
+    if "cascade_last" in given:
+        own["cascade_last"] = max(1, round(given["cascade_last"] / QUICK))
+    scenes, subsets = system.scenes, tuple(max(2, round(number / QUICK)) for number in system.subsets)
+    if scenes:
+        scenes = replace(scenes, train=max(12, round(scenes.train / QUICK)), val=max(4, round(scenes.val / QUICK)))
+    return replace(system, scenes=scenes, subsets=subsets if scenes else system.subsets, plan=given | own)
+
 # %% ../../nbs/73_experiments.ipynb #d568374e
 def read_design(
     folder: str | Path,  # of the experiment, with experiment.toml in it
@@ -166,11 +181,10 @@ def read_design(
         raise InputError(f"{path}: {error.strerror}; experiments: {', '.join(known) or 'none'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no TOML ({error})") from None
-    shared, less = content.pop("system", {}), content.pop("quick", {})
-    if quick:
-        shared, content = _merged(shared, less), {**content, "seeds": 1}
-    own = content.pop("systems", [{}])
+    shared, own = content.pop("system", {}), content.pop("systems", [{}])
     systems = tuple(_system(_merged(shared, one), f"{path}, system") for one in own)
+    if quick:
+        systems, content = tuple(map(_quick, systems)), {**content, "seeds": 1}
     asked = content.pop("comparisons", [])
     comparisons = tuple(made_from(Comparison, one, f"{path}, comparisons") for one in asked)
     digest = hashlib.sha256(json.dumps(tomllib.loads(text), sort_keys=True).encode()).hexdigest()[:16]
