@@ -69,7 +69,8 @@ def test_labels_do_not_depend_on_how_many_overlaps_are_computed_at_once(
     anchors = torch.cat([level_anchors(100 * 8 // s, 140 * 8 // s, s, (8,)) for s in (8, 16, 32, 64)])
     corners = torch.rand(objects, 2) * torch.tensor([1000.0, 700.0])
     boxes = torch.cat([corners, corners + 8 + 80 * torch.rand(objects, 2)], dim=1)
-    whole = label_anchors(anchors, boxes, (800, 1120))
+    images, sizes = [boxes, boxes[: objects // 2]], [(800, 1120), (800, 1000)]
+    whole = label_anchors(anchors, images, sizes)
     monkeypatch.setattr(matching, "LARGEST_TABLE", 10_000)
-    for parted, expected in zip(label_anchors(anchors, boxes, (800, 1120)), whole, strict=True):
+    for parted, expected in zip(label_anchors(anchors, images, sizes), whole, strict=True):
         assert torch.equal(parted, expected)

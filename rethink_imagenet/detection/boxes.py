@@ -92,25 +92,34 @@ LARGEST_TABLE = 2**24  # overlaps computed at once
 
 
 def match_boxes(
-    objects: Tensor,  # [G, 4] in pixels
+    objects: Sequence[Tensor],  # [G, 4] of each image, in pixels
     boxes: Tensor,  # [N, 4] in pixels
     limits: tuple[float, float],  # from the first overlap on a box is positive, below the second it is negative
     best_too: bool = False,  # whether the best boxes of each object are positive in any case
-    allowed: Tensor | None = None,  # [N] bool; the overlap of any other box counts as -1
-) -> tuple[Tensor, Tensor, Tensor]:  # kind [N]: 1, 0 or -1 for neither; object [N] it overlaps most; that overlap [N]
-    "`match` of boxes by their IoU with objects, in memory for at most `LARGEST_TABLE` overlaps"
+    allowed: Tensor | None = None,  # [B, N] bool; in this image the overlap of any other box counts as -1
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # [B, N] each: kind 1, 0 or -1 for neither; which of its image's objects it overlaps most; that overlap
+    "`match` of boxes by their IoU with the objects of each image, in memory for at most `LARGEST_TABLE` overlaps"
+    every, numbers = torch.cat(list(objects)), [len(some) for some in objects]
 
-    def overlaps(some: slice) -> Tensor:
-        iou = box_iou(objects, boxes[some])
-        return iou if allowed is None else iou.masked_fill(~allowed[some], -1)
+    def overlaps(some: slice) -> Sequence[Tensor]:
+        tables = box_iou(every, boxes[some]).split(numbers)
+        if allowed is None:
+            return tables
+        return [table.masked_fill(left_out, -1) for table, left_out in zip(tables, ~allowed[:, some], strict=True)]
 
-    number = max(1, LARGEST_TABLE // max(1, len(objects)))
+    def matched(some: slice, best: Sequence[Tensor | None]) -> list[Tensor]:
+        found = [match(table, *limits, best_too, most) for table, most in zip(overlaps(some), best, strict=True)]
+        return [torch.stack(columns) for columns in zip(*found, strict=True)]
+
+    number = max(1, LARGEST_TABLE // max(1, len(every)))
     parts = [slice(start, start + number) for start in range(0, len(boxes), number)] or [slice(0, 0)]
-    if len(parts) == 1:
-        return match(overlaps(parts[0]), *limits, best_too)
-    best = torch.stack([overlaps(some).amax(dim=1) for some in parts]).amax(dim=0) if best_too else None
-    found = [match(overlaps(some), *limits, best_too, best) for some in parts]
-    kind, which, overlap = (torch.cat(columns) for columns in zip(*found, strict=True))
+    best: Sequence[Tensor | None] = [None] * len(objects)
+    if best_too and len(parts) > 1:
+        each = [[table.amax(dim=1) for table in overlaps(some)] for some in parts]
+        best = [torch.stack(most).amax(dim=0) for most in zip(*each, strict=True)]
+    kind, which, overlap = (torch.cat(found, dim=1) for found in zip(*(matched(p, best) for p in parts), strict=True))
     return kind, which, overlap
 
 # %% ../../nbs/30_boxes.ipynb #22572421

@@ -38,7 +38,7 @@ def _axis(start: Tensor, length: Tensor, limit: Tensor, bins: int, samples: int)
     lower = position.floor()
     upper = torch.minimum(lower + 1, limit[:, None] - 1)
     fraction = position - lower
-    pixels = torch.stack([lower, upper], dim=-1).long()
+    pixels = torch.stack([lower, upper], dim=-1).int()
     weights = torch.stack([1 - fraction, fraction], dim=-1) * (inside[..., None].to(start.dtype) / samples)
     return pixels.unflatten(1, (bins, samples)).flatten(2), weights.unflatten(1, (bins, samples)).flatten(2)
 
@@ -48,19 +48,22 @@ class _WeightedRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights)
+        bins = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
+        ctx.save_for_backward(rows, weights, bins)
         ctx.length = len(table)
-        starts = torch.arange(0, rows.numel(), rows.shape[1], dtype=rows.dtype, device=rows.device)
+        starts = bins * rows.shape[1]
         return F.embedding_bag(rows.flatten(), table, starts, per_sample_weights=weights.flatten(), mode="sum")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, weights = ctx.saved_tensors
-        order = torch.argsort(rows.flatten(), stable=True)
-        ones = torch.ones_like(order)
-        counts = order.new_zeros(ctx.length).index_add_(0, rows.flatten(), ones)
-        starts = (counts.cumsum(0) - counts).int()
-        bins, weights = (order // rows.shape[1]).int(), weights.flatten()[order]
+        rows, weights, bins = ctx.saved_tensors
+        flat = rows.flatten()
+        order = torch.argsort(flat.short() if ctx.length <= 2**15 else flat, stable=True)
+        counts = rows.new_zeros(ctx.length + 1)
+        counts[1:].index_add_(0, flat, rows.new_ones(1).expand(len(flat)))
+        starts = counts.cumsum(0, dtype=rows.dtype)[:-1]
+        bins = bins[:, None].expand(rows.shape).flatten().index_select(0, order)
+        weights = weights.flatten().index_select(0, order)
         return F.embedding_bag(bins, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
 
 # %% ../../nbs/33_pooling.ipynb #0979e526
@@ -90,9 +93,10 @@ def _rows_and_weights(
     lines, down = _axis(corners[:, 1], sizes[:, 1], height, bins, samples[1])
     origin = first[level] + rois[:, 0].long() * height * width
     start = origin[:, None, None] + lines * width[:, None, None]
-    rows = start[:, :, None, :, None] + columns[:, None, :, None, :]
-    weights = down[:, :, None, :, None] * across[:, None, :, None, :]
-    return rows.flatten(3).flatten(0, 2).int(), weights.flatten(3).flatten(0, 2)
+    n, m = lines.shape[2], columns.shape[2]  # each of n pixels down with each of m across
+    rows = start.int().repeat_interleave(m, dim=2)[:, :, None] + columns.repeat(1, 1, n)[:, None]
+    weights = down.repeat_interleave(m, dim=2)[:, :, None] * across.repeat(1, 1, n)[:, None]
+    return rows.flatten(0, 2), weights.flatten(0, 2)
 
 # %% ../../nbs/33_pooling.ipynb #195cd2ef
 def _roi_align_bag(

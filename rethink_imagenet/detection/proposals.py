@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.transforms import sent
 from rethink_imagenet.detection.boxes import (
     RPN_WEIGHTS,
     PreparedTarget,
@@ -123,15 +124,15 @@ class AnchorSampling:
 
 def label_anchors(
     anchors: Tensor,  # [A, 4] in pixels, of all levels
-    objects: Tensor,  # [G, 4] in pixels, the single objects of the image
-    size: tuple[int, int],  # height and width of the image in pixels
+    objects: Sequence[Tensor],  # [G, 4] in pixels, the single objects of each image
+    sizes: list[tuple[int, int]],  # height and width of each image in pixels
     settings: AnchorSampling = AnchorSampling(),  # which anchors may be learned from
 ) -> tuple[
     Tensor, Tensor, Tensor
-]:  # kind [A]: 1, 0 or -1; background to draw from [A] bool; object [A] overlapped most
-    "What each anchor of an image should have said"
-    height, width = size
+]:  # [B, A] each: kind 1, 0 or -1; bool, background to draw from; its image's object overlapped most
+    "What each anchor should have said in each image"
     x1, y1, x2, y2 = anchors.unbind(1)
+    width, height = limits_of(sizes, anchors)[:, :2, None].unbind(1)
     inside = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height) | settings.straddling
     kind, which, overlap = match_boxes(objects, anchors, (0.7, 0.3), best_too=True, allowed=inside)
     kind = kind.masked_fill(~inside, -1)
@@ -166,16 +167,15 @@ def _sampled(
     generators: Sequence[torch.Generator | None], number: int, settings: AnchorSampling,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     "Positions [S] in [B, A] of the anchors drawn, their kinds [S]; positions [P] in the sample, and objects [P, 4]"
-    each = [label_anchors(anchors, t["boxes"], size, settings) for t, size in zip(targets, sizes, strict=True)]
-    kind, background, which = (torch.stack(columns) for columns in zip(*each, strict=True))
+    objects = [target["boxes"] for target in targets]
+    kind, background, which = label_anchors(anchors, objects, sizes, settings)
     sample = sample_anchors(kind, background, number, generators, settings.repeated_background).flatten()
     drawn, positive = torch.stack([(sample >= 0).sum(), (sample == 1).sum()]).tolist()
     place = positions(sample >= 0, drawn)
     kinds = sample[place]
     shown = positions(kinds == 1, positive)
-    first = list(accumulate((len(target["boxes"]) for target in targets[:-1]), initial=0))
-    which = torch.cat([objects + start for objects, start in zip(which, first, strict=True)])
-    return place, kinds, shown, torch.cat([target["boxes"] for target in targets])[which[place[shown]]]
+    first = sent(list(accumulate(map(len, objects[:-1]), initial=0)), which)
+    return place, kinds, shown, torch.cat(objects)[(which + first[:, None]).flatten()[place[shown]]]
 
 # %% ../../nbs/32_proposals.ipynb #5ba4d379
 @dataclass(frozen=True)
