@@ -47,7 +47,8 @@ from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import pixel_statistics
 from rethink_imagenet.study.recipes import aligned
 from rethink_imagenet.study.report import table_rows, write_report
-from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.study.studies import SETTINGS, detector_file, run_schedule
+from rethink_imagenet.study.weights import metadata_of
 from rethink_imagenet.tools.pictures import write_pictures
 from rethink_imagenet.training.checkpoints import save_checkpoint
 
@@ -233,6 +234,18 @@ class Bench:
         ri.load_weights(model, path)
         step(model)
 
+    def exported(self, here: Path, rng: random.Random) -> None:
+        """A detector in one file, its settings or its bytes changed."""
+        path, names = here / "detector.safetensors", [{"id": i, "name": f"{i}"} for i in range(self.config.num_classes)]
+        about = {"short": [64, 64], "long": 64, "keypoint_names": [], "skeleton": [], "categories": names}
+        path.write_bytes(detector_file(self.model, about))
+        if rng.random() < 0.65:
+            settings = json.dumps(mutate_tree(json.loads(metadata_of(path)[SETTINGS]), rng))
+            save_file(load_file(path), path, {SETTINGS: settings})
+        else:
+            path.write_bytes(mutate_bytes(path.read_bytes(), rng))
+        step(ri.load_detector(path)[0])
+
     def run(self, here: Path, rng: random.Random) -> None:
         """The files of a run: its settings, its log, its checkpoints. It goes on, and its detector detects."""
         shutil.copytree(self.finished(), here / "run")
@@ -283,7 +296,10 @@ class Bench:
         return folder
 
 
-FAST, SLOW = ("coco", "truth", "found", "voc", "image", "weights"), ("run", "study")  # the latter take longer
+FAST, SLOW = (
+    ("coco", "truth", "found", "voc", "image", "weights", "exported"),
+    ("run", "study"),
+)  # the latter take longer
 KINDS, ROUND = FAST + SLOW, 3 * FAST + SLOW
 
 

@@ -505,7 +505,8 @@ def test_every_option_is_told() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_a_wrong_option_load_nothing_heavy(name: str) -> None:
     """What is answered without computing needs no PyTorch, nor anything else that takes long to load."""
-    given = {"rethink_tune": ["rate=1"], "rethink_detect": ["run", "a.jpg"], "rethink_report": ["run"]}.get(name, [])
+    given = {"rethink_tune": ["rate=1"], "rethink_detect": ["run", "a.jpg"], "rethink_report": ["run"],
+             "rethink_export": ["run"]}.get(name, [])  # fmt: skip
     code = (
         "import sys; from rethink_imagenet.tools import cli\n"
         f"for words in (['--help'], [*{given}, '--nonsense']):\n"

@@ -10,17 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection import FasterRCNN
 
 from rethink_imagenet.detection.conventions import TORCHVISION
 from rethink_imagenet.detection.detectors import VGG16, Detector, DetectorConfig
 from rethink_imagenet.detection.mask_head import bitmaps_of
-from rethink_imagenet.networks.vgg import VGGBody
-from rethink_imagenet.tools.conversion import _AsGiven as AsGiven
 from rethink_imagenet.tools.conversion import from_torchvision, to_torchvision, torchvision_model
 
 Target = dict[str, Any]
@@ -31,7 +25,7 @@ ALL = DetectorConfig(
 HEADS = {"gn": ("gn", "gn", (4, 1)), "frozen_bn": ("frozen_bn", "none", (0, 2))}
 
 
-def pair(backbone: str, kind: str) -> tuple[Detector, MaskRCNN]:
+def pair(backbone: str, kind: str) -> tuple[Detector, FasterRCNN]:
     """Our detector and torchvision's with the same random weights, opinionated enough to rank what they find."""
     norm, head_norm, layers = HEADS[kind]
     torch.manual_seed(0)
@@ -100,35 +94,6 @@ def test_gradients_on_photographs(photographs: tuple[list[Tensor], list[Target]]
         assert error < 1e-6, f"{name}: {error:.1e}"
 
 
-def as_keypoint_rcnn(config: DetectorConfig) -> MaskRCNN:
-    """torchvision's detector with its keypoint head instead of its mask head."""
-    model, channels = torchvision_model(config), config.keypoint_channels
-    parts = model.roi_heads
-    parts.mask_roi_pool = parts.mask_head = parts.mask_predictor = None
-    parts.keypoint_roi_pool = MultiScaleRoIAlign(list("0123"), 14, 2, canonical_scale=config.canonical)
-    parts.keypoint_head = KeypointRCNNHeads(config.channels, (channels,) * 8)
-    parts.keypoint_predictor = KeypointRCNNPredictor(channels, config.keypoints)
-    return model
-
-
-def as_vgg16_faster_rcnn(config: DetectorConfig) -> FasterRCNN:
-    """torchvision's detector on a single map, with our body."""
-    body = nn.Module()
-    body.body, body.out_channels = VGGBody(), 512
-    body.forward = lambda images: body.body(images)
-    model = FasterRCNN(
-        body, rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
-        rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6,
-        rpn_pre_nms_top_n_train=config.pre_nms[0], rpn_pre_nms_top_n_test=config.pre_nms[1],
-        rpn_post_nms_top_n_train=60, rpn_post_nms_top_n_test=60, box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
-        box_head=TwoMLPHead(512 * 49, config.hidden),
-        box_predictor=FastRCNNPredictor(config.hidden, config.num_classes + 1),
-    )  # fmt: skip
-    rules = config.conventions
-    model.transform = AsGiven(800, 1333, list(rules.pixel_mean), list(rules.pixel_std))
-    return model
-
-
 def same_losses_and_detections(
     ours: Detector, theirs: nn.Module, images: list[Tensor], targets: list[Target], opinion: float = 20
 ) -> None:
@@ -159,7 +124,7 @@ def test_keypoint_rcnn_on_photographs(persons: tuple[list[Tensor], list[Target]]
     torch.manual_seed(0)
     config = replace(ALL, num_classes=1, backbone="resnet18", norm="frozen_bn", head_norm="none", box_layers=(0, 2),
                      masks=False, keypoints=17, keypoint_channels=32)  # fmt: skip
-    same_losses_and_detections(Detector(config), as_keypoint_rcnn(config), images, targets)
+    same_losses_and_detections(Detector(config), torchvision_model(config), images, targets)
 
 
 def test_vgg16_faster_rcnn_on_photographs(photographs: tuple[list[Tensor], list[Target]]) -> None:
@@ -168,4 +133,4 @@ def test_vgg16_faster_rcnn_on_photographs(photographs: tuple[list[Tensor], list[
     torch.manual_seed(0)
     rules = replace(TORCHVISION, post_nms=(60, 60))
     config = replace(VGG16, num_classes=90, hidden=64, rpn_number=10**6, box_number=10**6, conventions=rules)
-    same_losses_and_detections(Detector(config), as_vgg16_faster_rcnn(config), images[:3], targets[:3], opinion=2000)
+    same_losses_and_detections(Detector(config), torchvision_model(config), images[:3], targets[:3], opinion=2000)

@@ -207,6 +207,8 @@ def constant(
     like: Tensor,  # whose device and type the tensor shall have
 ) -> Tensor:  # [len(values)], not to be written to
     "Numbers as a tensor that is copied to a device once and then kept"
+    if torch.compiler.is_compiling():  # a tensor that is recorded has no content to keep
+        return sent(values, like)
     return _constant(tuple(values), like.device, like.dtype)
 
 # %% ../../nbs/17_transforms.ipynb #4df49e4a

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -314,7 +314,10 @@ class RPN(nn.Module):
     ) -> tuple[Tensor, ...]:  # [A, 4] of each level, in pixels
         "The anchors of all levels, not to be written to"
         shapes = tuple((level.shape[2], level.shape[3]) for level in pyramid)
-        return _pyramid_anchors(shapes, self.strides, self.anchor_scales, self.settings.anchors, pyramid[0].device)
+        make: Any = _pyramid_anchors
+        if torch.compiler.is_compiling():  # tensors that are recorded have no content to keep
+            make = _pyramid_anchors.__wrapped__
+        return make(shapes, self.strides, self.anchor_scales, self.settings.anchors, pyramid[0].device)
 
     def forward(
         self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'SETTINGS', 'switched_state', 'switch_over', 'shared_detections', 'save_json', 'read_saved',
            'ResampledAP', 'records_of', 'resampled_figures', 'Point', 'RunResults', 'run_schedule', 'first_losses',
-           'runs_in', 'save_detector', 'load_detector', 'run_family', 'Cell', 'Arm', 'Study', 'comparison_of',
+           'runs_in', 'detector_file', 'load_detector', 'run_family', 'Cell', 'Arm', 'Study', 'comparison_of',
            'StudyRun', 'runs_of', 'computing_with', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
@@ -589,23 +589,21 @@ def _of_run(folder: Path) -> tuple[Detector, dict[str, Any]]:
 SETTINGS = "rethink_imagenet"  # what the settings of a detector are called in a safetensors file
 
 
-def save_detector(
+def detector_file(
     model: Detector,  # trained
     config: Mapping[str, Any],  # of its run, as `load_detector` gives it; of other entries nothing is kept
-    path: Path,  # of the file, ending in .safetensors
-) -> None:
-    "Write a detector into a file that `load_detector` reads. Raises InputError or CannotWrite"
+) -> bytes:
+    "The content of a .safetensors file that `load_detector` reads. Raises InputError"
     kept = {key: config.get(key) for key in _CONFIG} | {"detector": asdict(model.config)}
-    settings = _checked(json.loads(json.dumps(kept)), path)
+    settings = _checked(json.loads(json.dumps(kept)), Path("config"))
     rules = model.config.conventions
     metadata = {SETTINGS: json.dumps(settings), "pixels": json.dumps([rules.pixel_mean, rules.pixel_std])}
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    content = save(tensors, metadata | {"format": "pt"})
-    write_atomically(path, lambda partial: partial.write_bytes(content))
+    return save(tensors, metadata | {"format": "pt"})
 
 
 def _of_file(path: Path) -> tuple[Detector, dict[str, Any]]:
-    "The detector in a file of `save_detector`, and its settings. Raises InputError"
+    "The detector in a file of `detector_file`, and its settings. Raises InputError"
     told = metadata_of(path).get(SETTINGS)
     if told is None:
         raise InputError(f"{path}: holds weights without the settings of a detector; rethink_export writes both")
@@ -618,7 +616,7 @@ def _of_file(path: Path) -> tuple[Detector, dict[str, Any]]:
 
 
 def load_detector(
-    source: str | Path,  # folder of a run, such as runs/train/6x, or a safetensors file of `save_detector`
+    source: str | Path,  # folder of a run, such as runs/train/6x, or a file of `detector_file`
 ) -> tuple[Detector, dict[str, Any]]:  # in evaluation mode, and the run's config.json or what of it the file has
     "The detector of a run, from its newest good checkpoint, or in a file. Raises InputError"
     path = Path(source)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rethink_compare', 'rethink_train', 'rethink_tune', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
-           'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence', 'call', 'main']
+           'rethink_export', 'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence', 'call', 'main']
 
 # %% ../../nbs/77_cli.ipynb #aa0e97da
 import signal
@@ -67,6 +67,7 @@ rethink_tune = _command("rethink_tune")
 rethink_pretrain = _command("rethink_pretrain")
 rethink_eval = _command("rethink_eval")
 rethink_detect = _command("rethink_detect")
+rethink_export = _command("rethink_export")
 rethink_report = _command("rethink_report")
 rethink_data = _command("rethink_data")
 rethink_recipes = _command("rethink_recipes")

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['NOTHING', 'one_line_faults', 'in_job', 'foreign_files', 'check_folder', 'prepare_folder', 'plan_of', 'execution_of',
            'spread_out', 'precision_of', 'rethink_compare', 'rethink_tune', 'rethink_train', 'rethink_pretrain',
-           'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence']
+           'rethink_eval', 'rethink_detect', 'rethink_report', 'rethink_export', 'rethink_data', 'rethink_recipes',
+           'rethink_evidence']
 
 # %% ../../nbs/76_commands.ipynb #5220e57e
 import errno
+import io
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Literal
 
+import torch
 from tqdm import tqdm
 
 from ..data.coco import read_image_info, read_json, trainable
@@ -87,6 +90,7 @@ from rethink_imagenet.study.recipes import (
 from ..study.report import SIDE_BY_SIDE, caution_of, table_rows, text_report, write_report
 from rethink_imagenet.study.studies import (
     computing_with,
+    detector_file,
     load_detector,
     read_saved,
     run_family,
@@ -104,6 +108,7 @@ from rethink_imagenet.study.timing import (
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
+from .conversion import rules_apart, to_detectron2, to_torchvision
 from rethink_imagenet.tools.experiments import (
     Workplace,
     carry_on,
@@ -127,6 +132,7 @@ from rethink_imagenet.tools.options import (
     DeviceOptions,
     Eval,
     Evidence,
+    Export,
     FolderOptions,
     Pretrain,
     PretrainingOptions,
@@ -140,6 +146,7 @@ from rethink_imagenet.tools.options import (
     options_of,
 )
 from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
+from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.jobs import read_cluster
@@ -291,6 +298,13 @@ def _remove(folder: Path, inputs: Sequence[str]) -> None:
     shutil.rmtree(aside)
 
 
+def _check_writable(place: Path, asked: Path, what: str) -> None:
+    "Raises InputError if a folder that exists, or the nearest one above one that does not, takes no files"
+    there = next(path for path in (place.resolve(), *place.resolve().parents) if path.exists())
+    if not os.access(there, os.W_OK) or not there.is_dir():
+        raise InputError(f"{asked}: cannot be written to; name another {what} with --out")
+
+
 def check_folder(
     folder: Path,  # for the results
     config: dict[str, Any],  # what will be run
@@ -315,9 +329,7 @@ def check_folder(
             hint = "--resume to go on, --overwrite to begin anew" if theirs and may else ""
             raise InputError(f"{folder}: is not empty; {hint or 'name another with --out'}")
         check_settings(theirs, config, folder, accept)
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    if not os.access(there, os.W_OK) or not there.is_dir():
-        raise InputError(f"{folder}: cannot be written to; name another folder with --out")
+    _check_writable(folder, folder, "folder")
     return False
 
 
@@ -1098,6 +1110,76 @@ def rethink_report(
 ) -> None:
     "Write the report of a comparison, or of a figure of the paper, anew from its results.json"
     print(write_report(Path(settings.study)))
+
+# %% ../../nbs/76_commands.ipynb #e6816beb
+_ENDINGS = {
+    "safetensors": ("safetensors",), "torchvision": ("pth", "pt"), "detectron2": ("pth",), "program": ("pt2",),
+    "onnx": ("onnx",),
+}  # fmt: skip
+
+
+def _new_file(settings: Export) -> Path:
+    "The file that an export is to write. Raises InputError"
+    endings = _ENDINGS[settings.form]
+    path = Path(settings.out or f"runs/export/{settings.form}.{endings[0]}")
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path}: exists already; name a new file with --out")
+    if path.suffix.removeprefix(".") not in endings:
+        told = " or ".join(f".{ending}" for ending in endings)
+        raise InputError(f"{path}: a file of the form {settings.form} ends in {told}; name one with --out")
+    _check_writable(path.parent, path, "file")
+    return path
+
+
+def _image_size(text: str, config: dict[str, Any]) -> tuple[int, int]:
+    "Height and width in pixels as they were typed, or those of the run. Raises InputError"
+    if not text:
+        return config["short"][1], config["long"]
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not found:
+        raise InputError(f'--size "{text}": takes height x width in pixels, such as 480x640')
+    return int(found[1]), int(found[2])
+
+
+def _state_file(form: Literal["torchvision", "detectron2"], detector: Detector) -> bytes:
+    "The content of a file with the state dict of another system. Raises InputError"
+    content = io.BytesIO()
+    torch.save(to_torchvision(detector) if form == "torchvision" else {"model": to_detectron2(detector)}, content)
+    return content.getvalue()
+
+
+def _content(settings: Export, detector: Detector, config: dict[str, Any]) -> bytes:
+    "The content of the file that an export is to write. Raises InputError"
+    if settings.form == "safetensors":
+        return detector_file(detector, config)
+    if settings.form == "torchvision" or settings.form == "detectron2":
+        return _state_file(settings.form, detector)
+    write = program_file if settings.form == "program" else onnx_file
+    return write(detector, config, _image_size(settings.size, config))
+
+
+def _say_rules(form: Literal["torchvision", "detectron2"], detector: Detector) -> None:
+    "A table of the rules that a state dict does not hold"
+    if apart := rules_apart(detector.config, form):
+        print(f"rules that {form} has to be told, or it detects otherwise:")
+        print(aligned([{"rule": name, "here": str(ours), form: str(theirs)} for name, (ours, theirs) in apart.items()]))
+
+# %% ../../nbs/76_commands.ipynb #6514ef98
+@one_line_faults
+def rethink_export(
+    settings: Export,  # what was asked for
+) -> None:
+    "Write a trained detector into a file for others"
+    path, form = _new_file(settings), settings.form
+    if settings.size and form not in ("program", "onnx"):
+        raise InputError(f"--size: is for the forms program and onnx; the form {form} takes images of any size")
+    detector, config = load_detector(settings.model)
+    content = _content(settings, detector, config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda partial: partial.write_bytes(content))
+    if form == "torchvision" or form == "detectron2":
+        _say_rules(form, detector)
+    print(path)
 
 # %% ../../nbs/76_commands.ipynb #db8c6715
 def _look(settings: Data, sets: tuple[Dataset, Dataset]) -> None:

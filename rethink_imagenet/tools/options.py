@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DataOptions', 'DetectorOptions', 'PretrainingOptions', 'RunOptions', 'JobOptions', 'SizeOptions',
-           'FolderOptions', 'word', 'Compare', 'Tune', 'Train', 'DeviceOptions', 'Pretrain', 'Eval', 'Detect', 'Report',
-           'Data', 'Recipes', 'Evidence', 'Option', 'options_of', 'grouped', 'flat', 'read_config', 'parser_of',
-           'typed_settings', 'settings_of']
+           'FolderOptions', 'word', 'Compare', 'Tune', 'Train', 'DeviceOptions', 'Pretrain', 'Eval', 'Detect', 'Export',
+           'Report', 'Data', 'Recipes', 'Evidence', 'Option', 'options_of', 'grouped', 'flat', 'read_config',
+           'parser_of', 'typed_settings', 'settings_of']
 
 # %% ../../nbs/75_options.ipynb #23a17645
 import argparse
@@ -261,7 +261,7 @@ class Eval:
         eight GPUs share the images
     """
 
-    model: str = word()  # folder of a run, such as runs/train/6x; if left out, --detections are evaluated
+    model: str = word()  # folder of a run, such as runs/train/6x, or a file of rethink_export; without, --detections
     annotations: str = ""  # json in COCO's format, with the objects for --detections
     detections: str = ""  # json in COCO's results format
     kinds: str = "box"  # of --detections: box, mask, keypoint, with commas between
@@ -283,12 +283,35 @@ class Detect:
     rethink_detect runs/train/6x photo.jpg other.jpg --score 0.7
     """
 
-    model: str = word(None)  # folder of a run, such as runs/train/6x
+    model: str = word(None)  # folder of a run, such as runs/train/6x, or a safetensors file of rethink_export
     images: tuple[str, ...] = word(None)  # image files
     score: float = 0.5  # smallest score to draw, 0 to 1
     augmented: bool = False  # look at each image in 18 passes (scales and flips) around the run's own scale
     out: str = "runs/detect"  # new folder for pictures and detections.json
     how: DeviceOptions = DeviceOptions(workers=0)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained detector into a file for others: one of ours, of torchvision or detectron2, or a program.
+
+    rethink_export runs/train/6x --out mine.safetensors
+        weights, classes and sizes in one file, which rethink_detect and rethink_eval take in the place of a run
+    rethink_export runs/train/6x --form torchvision --out mine.pth
+        a state dict for torchvision's detector of the same form; detectron2 likewise
+    rethink_export runs/train/6x --form program --size 480x640 --out mine.pt2
+        a program of PyTorch for images of 480 x 640 pixels, which runs without this library
+    rethink_export runs/train/6x --form onnx --size 480x640 --out mine.onnx
+        the same as ONNX; it takes pip install 'rethink_imagenet[onnx]'
+    """
+
+    model: str = word(None)  # folder of a run, such as runs/train/6x, or a file of the form safetensors
+    form: Literal["safetensors", "torchvision", "detectron2", "program", "onnx"] = "safetensors"  # of the file
+    size: str = ""  # of a program's images, height x width in pixels; by default the run's --short x --long
+    out: str = ""  # new file; by default in runs/export, named after the form
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -360,7 +383,7 @@ class Evidence:
 
 COMMANDS: dict[str, type] = {
     f"rethink_{kind.__name__.lower()}": kind
-    for kind in (Compare, Train, Tune, Pretrain, Eval, Detect, Report, Data, Recipes, Evidence)
+    for kind in (Compare, Train, Tune, Pretrain, Eval, Detect, Export, Report, Data, Recipes, Evidence)
 }
 
 # %% ../../nbs/75_options.ipynb #9fbc3a6a
