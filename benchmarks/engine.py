@@ -1,23 +1,28 @@
-"""What the engine adds to forward, backward and step, and what two processes reach together.
+"""What the engine adds to forward, backward and step, where a step's time goes, and what two processes reach together.
 
-python benchmarks/engine.py              all of it, about five minutes on two cores
-python benchmarks/engine.py demo         one part: demo, paper or processes
+python benchmarks/engine.py              all of it, about ten minutes on two cores
+python benchmarks/engine.py demo         one part: demo, paper, profile or processes
 """
 
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset as TorchDataset
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.detector import learned_proposals, machine, made_up_batch, multiply_adds, peak_rate, with_proposals
 from rethink_imagenet.data.coco import read_coco
-from rethink_imagenet.data.loading import TrainingSamples
+from rethink_imagenet.data.loading import Batch, TrainingSamples, training_batches
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.detection.detectors import DEMO, DetectorConfig, build
 from rethink_imagenet.randomness import seed_everything
@@ -25,7 +30,7 @@ from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import save_checkpoint
 from rethink_imagenet.training.distributed import joined
 from rethink_imagenet.training.logs import read_log
-from rethink_imagenet.training.loop import RunSettings, RunState, optimizer_of, train
+from rethink_imagenet.training.loop import Run, RunSettings, RunState, optimizer_of, train
 from rethink_imagenet.training.processes import is_first, world_size
 from rethink_imagenet.training.schedules import Schedule
 
@@ -106,6 +111,89 @@ def paper() -> None:
     print(f"its checkpoint: {saving:.2f} s", flush=True)
 
 
+FAMILIES = {  # of operations, by their names in PyTorch
+    "convolutions, forward": ("convolution",),
+    "convolutions, backward": ("convolution_backward",),
+    "linear layers and products": ("mm", "addmm", "bmm", "baddbmm"),
+    "GN, forward": ("native_group_norm",),
+    "GN, backward": ("native_group_norm_backward",),
+    "ReLU": ("relu", "relu_", "threshold_backward"),
+    "sums in RoIAlign": ("_embedding_bag", "_embedding_bag_forward_only", "sort"),
+    "suppression": ("nms",),
+    "optimizer": ("_fused_sgd_",),
+}
+FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names}
+
+
+class ProcessorTime(TorchDispatchMode):
+    """Processor seconds and number of operations of each family, while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = time.thread_time()
+        result = func(*args, **(kwargs or {}))
+        spent = time.thread_time() - start
+        family = FAMILY_OF.get(func.overloadpacket.__name__, "all other operations")
+        self.seconds[family] += spent
+        self.operations[family] += 1
+        return result
+
+
+def profiled(title: str, run: Run, batches: list[Batch], floor: float | None = None) -> None:
+    """Print the median share of each family in the processor time of a step, by the batches after the second.
+
+    Looking on takes time itself, so each batch is trained on twice: once for the whole step, once for its operations.
+    What looking on costs is a little part of each operation's time, and so is missing in the line of Python.
+    """
+    whole, rounds = [], []
+    for batch in batches:
+        start = time.process_time()
+        run.step(batch)
+        whole.append(time.process_time() - start)
+        with ProcessorTime() as seen:
+            run.step(batch)
+        rounds.append(seen)
+    whole, rounds = whole[2:], rounds[2:]
+    step = statistics.median(whole)
+    print(f"\n{title}: {step:.3f} s of processor time a step, {machine()}")
+    print("| | ms | of the step | operations |\n|---|---|---|---|")
+    left, most = step, rounds[-1].operations
+    for family in [*FAMILIES, "all other operations"]:
+        spent = statistics.median(seen.seconds[family] for seen in rounds)
+        left -= spent
+        if most[family]:
+            print(f"| {family} | {1e3 * spent:.1f} | {100 * spent / step:.0f} % | {most[family]:,} |")
+    print(f"| Python, and PyTorch between operations | {1e3 * left:.1f} | {100 * left / step:.0f} % | |")
+    if floor is not None:
+        print(f"| the convolution floor | {1e3 * floor:.0f} | {100 * floor / step:.0f} % | |", flush=True)
+
+
+def profile() -> None:
+    """Where a step's time goes: the small detector on 8 scenes, and the paper's on two images of 480x640."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
+        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
+        settings = RunSettings(Schedule(400, (300,), rate=0.02, warmup=20), batch=8, save_every=1000)
+        seed_everything(0)
+        run = Run(build(DEMO).train(), settings, Path(temporary) / "demo", {})
+        profiled("demo, 8 scenes of 96 px", run, list(training_batches(samples, 8, 0, 40, 0)))
+        pictures, targets = made_up_batch()
+        seed_everything(0)
+        model = build(DetectorConfig()).train()
+        with_proposals(model, learned_proposals((pictures, targets)))
+        flop = 3 * multiply_adds(model, lambda: model(pictures, targets))
+        settings = RunSettings(Schedule(8, (7,), rate=1e-4, warmup=2), batch=2, save_every=1000)
+        run = Run(model, settings, Path(temporary) / "paper", {})
+        profiled(
+            "R50-FPN GN, two images of 480x640", run, [Batch(pictures, targets)] * 4, flop / peak_rate(torch.float32)
+        )
+
+
 def train_alone_or_together(root: str, out: str, batch: str) -> None:
     """What the processes of the comparison below do; prints images a second of each iteration after the warm-up."""
     torch.set_num_threads(1)
@@ -135,10 +223,12 @@ def processes() -> None:
     print(f"two processes together: {together:.1f} images/s, apart: {apart:.1f}, {100 * together / apart:.0f} %")
 
 
+PARTS = {"demo": demo, "paper": paper, "profile": profile, "processes": processes}
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         train_alone_or_together(*sys.argv[2:])
     else:
         print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}")
-        for part in sys.argv[1:] or ["demo", "paper", "processes"]:
-            {"demo": demo, "paper": paper, "processes": processes}[part]()
+        for part in sys.argv[1:] or PARTS:
+            PARTS[part]()
