@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcore.docments import docments
 
-from .. import __version__
+import rethink_imagenet
 from ..errors import InputError, check_choices, nearest
 
 # %% ../../nbs/74_options.ipynb #55cac6a9
@@ -463,7 +463,7 @@ def read_config(
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 # %% ../../nbs/74_options.ipynb #8d6f0c89
-VERSION = f"rethink_imagenet {__version__}"  # as --version tells it
+VERSION = f"rethink_imagenet {rethink_imagenet.__version__}"  # as --version tells it
 
 
 class _Parser(argparse.ArgumentParser):
