@@ -36,3 +36,5 @@ from .tools.conversion import load_published as load_published
 from .training.loop import train as train
 from .training.schedules import Family as Family
 from .training.schedules import Schedule as Schedule
+
+__version__: str

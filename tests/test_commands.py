@@ -28,7 +28,7 @@ from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli, commands
-from rethink_imagenet.tools.options import COMMANDS, options_of, settings_of
+from rethink_imagenet.tools.options import COMMANDS, VERSION, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
@@ -509,7 +509,7 @@ def test_help_and_a_wrong_option_load_nothing_heavy(name: str) -> None:
              "rethink_export": ["run"]}.get(name, [])  # fmt: skip
     code = (
         "import sys; from rethink_imagenet.tools import cli\n"
-        f"for words in (['--help'], [*{given}, '--nonsense']):\n"
+        f"for words in (['--help'], ['--version'], [*{given}, '--nonsense']):\n"
         f"    sys.argv = [{name!r}, *words]\n"
         f"    try: cli.{name}()\n"
         "    except SystemExit as stop: print(stop.code or 0)\n"
@@ -517,7 +517,7 @@ def test_help_and_a_wrong_option_load_nothing_heavy(name: str) -> None:
         "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"usage: {name}" in done.stdout and done.stdout.endswith("\n0\n2\n[]\n"), done.stdout
+    assert f"usage: {name}" in done.stdout and done.stdout.endswith(f"\n0\n{VERSION}\n0\n2\n[]\n"), done.stdout
     assert 'no option "--nonsense"' in done.stderr and done.stderr.count("\n") == 1
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rethink_compare', 'rethink_train', 'rethink_tune', 'rethink_pretrain', 'rethink_eval', 'rethink_detect',
-           'rethink_export', 'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence', 'call', 'main']
+           'rethink_export', 'rethink_report', 'rethink_data', 'rethink_recipes', 'rethink_evidence', 'call',
+           'overview', 'main']
 
 # %% ../../nbs/77_cli.ipynb #aa0e97da
 import signal
@@ -29,7 +30,7 @@ from os import environ
 from typing import Any
 
 from ..errors import InputError, nearest
-from .options import COMMANDS, settings_of, typed_settings
+from .options import COMMANDS, VERSION, settings_of, typed_settings
 
 # %% ../../nbs/77_cli.ipynb #88b3de43
 def call(
@@ -74,14 +75,23 @@ rethink_recipes = _command("rethink_recipes")
 rethink_evidence = _command("rethink_evidence")
 
 # %% ../../nbs/77_cli.ipynb #0a637893
+def overview() -> str:
+    "The commands, each with one line that says what it does"
+    told = {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in COMMANDS.items()}
+    lines = [f"  {name:<18}{line}" for name, line in told.items()]
+    usage = "python -m rethink_imagenet COMMAND ...    COMMAND without rethink_; each has --help and --version"
+    return "\n".join([VERSION, *lines, "", usage])
+
+
 def main() -> None:
     "The command that the first word names"
-    word, *words = [*sys.argv[1:], ""] if len(sys.argv) < 2 else sys.argv[1:]
+    word, *words = sys.argv[1:] or ["--help"]
     short = [name.removeprefix("rethink_") for name in COMMANDS]
-    if word in ("", "-h", "--help"):
-        print(f"python -m rethink_imagenet {{{','.join(short)}}} ...; each has --help")
+    if word in ("-h", "--help", "--version"):
+        print(VERSION if word == "--version" else overview())
         return
-    if word not in short:
+    if word.removeprefix("rethink_") not in short:
         print(f"rethink_imagenet: {nearest(word, short, 'command')}", file=sys.stderr)
         sys.exit(2)
+    word = word.removeprefix("rethink_")
     call(f"rethink_{word}", lambda: typed_settings(f"rethink_{word}", words), typed=True)
