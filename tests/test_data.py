@@ -557,7 +557,7 @@ def test_a_fault_leaves_no_folder(trained: Path, tmp_path: Path, capsys: pytest.
     save(tmp_path / "twins/3.png")
     save(tmp_path / "twins/3.jpg")
     twins = tuple(str(path) for path in sorted((tmp_path / "twins").iterdir()))
-    cases.append((cli.rethink_detect, {"images": twins}, "differ in the ending"))
+    cases.append((cli.rethink_detect, {"images": twins}, "differ only in the ending"))
     replaced(root / "val/4.jpg", "cut off")
     cases.append((cli.rethink_eval, {"data": root}, "4.jpg: cannot be read as an image"))
     cases.append((cli.rethink_detect, {"images": (str(root / "val/4.jpg"),)}, "4.jpg: cannot be read as an image"))
