@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import re
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -193,7 +193,8 @@ def test_a_signal_reaches_all(tmp_path: Path, how: str) -> None:
     if how == "SIGKILL":
         assert process.returncode == -signal.SIGKILL
     else:
-        lines = said.strip().splitlines()
+        progress = re.compile(r"\d+ of \d+ done, .* left, \d+ at once")  # a slow machine says how far it is
+        lines = [line for line in said.strip().splitlines() if not progress.fullmatch(line)]
         assert process.returncode == 75 and len(lines) == 1, said
         assert lines[0].startswith(f"command: stopped by {number.name}; what was finished is kept")
 
