@@ -8,10 +8,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def printed(cell: dict[str, Any]) -> str:
-    """The text that a code cell has put out, as an indented block."""
+    """What a code cell has put out: Markdown as it is, other text as an indented block."""
     parts = []
     for output in cell["outputs"]:
-        text = output.get("text") or output.get("data", {}).get("text/plain", [])
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            return "\n\n" + "".join(data["text/markdown"]).strip()
+        text = output.get("text") or data.get("text/plain", [])
         parts.append("".join(text))
     text = "".join(parts).rstrip()
     return "\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) if text else ""
@@ -24,6 +27,8 @@ def as_markdown(notebook: dict[str, Any]) -> str:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
             blocks.append(source)
+        elif "#| echo: false" in source:
+            blocks.append(printed(cell).strip())
         elif any(line and not line.startswith("#|") for line in source.splitlines()):
             blocks.append(f"```python\n{source}\n```{printed(cell)}")
     return "\n\n".join(blocks) + "\n"

@@ -6,7 +6,7 @@
 __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 'read_design', 'Workplace', 'sets_of',
            'plan_for_system', 'weights_of', 'Crops', 'Classes', 'study_for', 'keep', 'kept_runs', 'carry_on',
            'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'part_of', 'spot_check',
-           'runs_asked_for', 'line_of', 'runs_by_place', 'table_of_seeds', 'sentences_of', 'design_text',
+           'runs_asked_for', 'line_of', 'runs_by_place', 'table_of_seeds', 'sentences_of', 'gap_table', 'design_text',
            'findings_text', 'seeds_plot', 'evidence_table']
 
 # %% ../../nbs/74_experiments.ipynb #31766864
@@ -16,7 +16,7 @@ import shutil
 import tomllib
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
@@ -666,6 +666,28 @@ def sentences_of(
     told = [f"{system}: {sentence}" if system else sentence for system, sentence in named]
     return told + [f"{one['name']}: {one['sentence']}" for one in results["comparisons"]]
 
+# %% ../../nbs/74_experiments.ipynb #dcb91d65
+def gap_table(
+    found: Found,  # an experiment so far
+    metrics: Sequence[tuple[Kind, str]],  # kinds of AP and their figures, such as ("box", "ap75")
+    longest: bool = True,  # the longest schedule alone, or each of them
+) -> list[dict[str, str]]:  # for `aligned`; empty where no run of both arms is there yet
+    "Both arms by several metrics on the most data: means over seeds, and what is between them"
+    places, table = runs_by_place(found), []
+    for system in dict.fromkeys(name for name, *_ in places):
+        most = max(images for name, _, images, _ in places if name == system)
+        lengths = sorted({n for name, _, images, n in places if (name, images) == (system, most)})
+        for n in lengths[-1:] if longest else lengths:
+            arms = [places.get((system, arm, most, n), []) for arm in NAMES]
+            if not all(arms):
+                continue
+            for kind, key in metrics:
+                scratch, tuned = (float(np.mean([cast(Any, run)[kind][key] for run in arm])) for arm in arms)
+                row = {"system": system} if system else {}
+                row |= {"schedule": f"{n:g}x", "metric": f"{kind} {key}", "from scratch": f"{scratch:.1f}"}
+                table.append(row | {"with pre-training": f"{tuned:.1f}", "gap": f"{scratch - tuned:+.1f}"})
+    return table
+
 # %% ../../nbs/74_experiments.ipynb #0f61c58b
 def design_text(
     found: Found,  # an experiment so far
@@ -717,20 +739,31 @@ def seeds_plot(
     return figure
 
 # %% ../../nbs/74_experiments.ipynb #ed00f7f7
+def _effects(
+    found: Found,  # an experiment that was judged
+) -> list[tuple[str, str]]:  # effect with interval, and the verdict in a word
+    "What was found, a line for each system and each comparison"
+    kind, results = found.design.metric, cast(ExperimentResults, found.results)
+    judged = [(one["system"], cast(Any, one), one["word"]) for one in results["differences"] if one["kind"] == kind]
+    judged += [(one["name"], one["difference"], one["word"]) for one in results["comparisons"]]
+    lines = []
+    for name, one, word in judged:
+        low, high = one["interval"]
+        lines.append((f"{name} {one['difference']:+.1f} ({low:+.1f} to {high:+.1f})".strip(), word))
+    return lines
+
+
 def evidence_table(
     root: Path,  # folder of the experiments
-    chapters: Mapping[str, str] | None = None,  # name of an experiment -> link to its chapter
+    chapters: Mapping[str, str],  # name of each experiment that is shown, in their order -> link to its chapter
 ) -> str:  # Markdown
     "A line for each experiment: the question, what the paper found, what was found here, with links to the chapters"
-    lines = ["| question | the paper | here | seeds | verdict |", "|---|---|---|---|---|"]
-    for path in sorted(root.glob("*/experiment.toml")):
-        found = read_experiment(path.parent)
-        design, verdict = found.design, found.results and found.results["verdict"]
-        link = (chapters or {}).get(path.parent.name)
-        question = f"[{design.question}]({link})" if link else design.question
-        here, word = f"{len(found.runs)} of {runs_asked_for(design)} runs so far", ""
-        if verdict:
-            (low, high), word = verdict["interval"], verdict["word"]
-            here = f"{verdict['difference']:+.1f} {KINDS[verdict['kind']][0]} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"| {question} | {design.paper} | {here} | {design.seeds} | {word} |")
+    lines = ["| question | the paper | here: gap in AP, 95 % interval | seeds | verdict |", "|---|---|---|---|---|"]
+    for name, link in chapters.items():
+        found = read_experiment(root / name)
+        design = found.design
+        effects = [(f"{len(found.runs)} of {runs_asked_for(design)} runs so far", "")]
+        effects = _effects(found) if found.results else effects
+        here, words = ("<br>".join(part) for part in zip(*effects, strict=True))
+        lines.append(f"| [{design.question}]({link}) | {design.paper} | {here} | {design.seeds} | {words} |")
     return "\n".join(lines)
