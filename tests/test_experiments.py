@@ -112,6 +112,8 @@ def test_the_rate_on_scenes_is_the_one_that_the_searches_found() -> None:
     best = max(reached, key=lambda rate: reached[rate])
     for folder in (one for one in EXPERIMENTS if one not in SEARCHES):
         systems = [system for system in read_experiment(folder).design.systems if system.scenes]
+        if not any("pretrained" in system.arms for system in systems):  # the searches were made with that arm
+            continue
         assert {system.plan["rate"] for system in systems} <= {best}, folder.name
 
 
