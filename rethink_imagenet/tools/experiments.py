@@ -716,17 +716,15 @@ def findings_text(
 # %% ../../nbs/74_experiments.ipynb #03b610a7
 def seeds_plot(
     found: Found,  # an experiment so far
-) -> Figure | str:  # or words, where no run is there yet
+) -> Figure:
     "AP over iterations of every run that is kept: a field for each system and amount of data, an arm in one colour"
     fields: dict[tuple[str, int], list[RunResults]] = {}
     own = [system.name for system in found.design.systems if not system.runs_of]
     for (system, _, images, _), runs in runs_by_place(found).items():
         if system in own:
             fields.setdefault((system, images), []).extend(runs)
-    if not fields:
-        return "no run is there yet"
-    columns, several = min(3, len(fields)), len({images for _, images in fields}) > 1
-    rows = -(-len(fields) // columns)
+    columns, several = min(3, len(fields) or 1), len({images for _, images in fields}) > 1
+    rows = -(-len(fields) // columns) or 1
     figure = Figure(figsize=(2.2 + 2.6 * columns, 0.6 + 2.4 * rows), dpi=72, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -736,6 +734,8 @@ def seeds_plot(
         ax.label_outer()
     for ax in axes[len(fields) :]:
         ax.remove()
+    if not fields:
+        figure.text(0.5, 0.5, "no run is there yet", ha="center")
     return figure
 
 # %% ../../nbs/74_experiments.ipynb #ed00f7f7
