@@ -733,9 +733,9 @@ def seeds_plot(
         ax.set_title(", ".join(filter(None, (system, f"{images:,} images" if several else ""))), fontsize=10)
         ax.label_outer()
     for ax in axes[len(fields) :]:
-        ax.remove()
+        ax.axis("off")
     if not fields:
-        figure.text(0.5, 0.5, "no run is there yet", ha="center")
+        axes[0].text(0.5, 0.5, "no run is there yet", ha="center")
     return figure
 
 # %% ../../nbs/74_experiments.ipynb #ed00f7f7
