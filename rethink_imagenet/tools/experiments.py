@@ -732,6 +732,10 @@ def seeds_plot(
         draw_curves(ax, runs, cast(Kind, found.design.metric))
         ax.set_title(", ".join(filter(None, (system, f"{images:,} images" if several else ""))), fontsize=10)
         ax.label_outer()
+        if ax is not axes[0]:
+            cast(Any, ax.get_legend()).remove()
+    drawn = [float(y) for ax in axes for line in ax.lines for y in cast(Any, line.get_ydata())]
+    axes[0].set_ylim(-0.06 * max(drawn, default=1), 1.1 * max(drawn, default=1))  # of all fields
     for ax in axes[len(fields) :]:
         ax.axis("off")
     if not fields:
