@@ -11,7 +11,7 @@ from nbdev.process import NBProcessor
 
 
 def refresh(path: Path) -> None:
-    """Execute one notebook in its folder and save its outputs. Cells with a flag of `tst_flags` or `eval: false` stay."""
+    """Execute one notebook and save its outputs. Cells with a flag of `tst_flags` or with `eval: false` stay."""
     flags = set(get_config().tst_flags.split())
     directives = [getattr(cell, "directives_", {}) for cell in NBProcessor(path, process=True).nb.cells]
     notebook = read_nb(path)
