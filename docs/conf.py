@@ -1,4 +1,4 @@
-"""Settings of the site. scripts/docs.py writes the pages that Sphinx is given, and calls it."""
+"""Settings of the site. scripts/make_site.py writes the pages that Sphinx is given, and calls it."""
 
 import configparser
 import shutil
@@ -22,6 +22,7 @@ copyright = settings["copyright"]
 version = release = settings["version"]
 language = "en"
 nitpicky = True
+add_module_names = False
 extensions = ["myst_nb"]
 
 nb_execution_mode = "off"  # the outputs are those that stand in the notebooks

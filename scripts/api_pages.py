@@ -62,9 +62,8 @@ class Source:
             if isinstance(node, ast.ClassDef | Function) and id(node) not in patched:
                 names = [node.name]
             elif isinstance(node, ast.Assign):
-                names = [
-                    found.id for target in node.targets for found in ast.walk(target) if isinstance(found, ast.Name)
-                ]
+                found = [name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+                names = [name.id for name in found if isinstance(name.ctx, ast.Store)]
             elif isinstance(node, ast.AnnAssign):
                 names = [ast.unparse(node.target)]
             else:
@@ -111,7 +110,7 @@ def table(rows: list[Row]) -> str:
     """Parameters or fields as a table, with the columns that hold anything."""
     if not any(kind or said for _, kind, _, said in rows):
         return ""
-    heads = ["", "type", "default", ""]
+    heads = ["name", "type", "default", "what it is"]
     kept = [i for i in range(4) if i in (0, 3) or any(row[i] for row in rows)]
     lines = ["| " + " | ".join(heads[i] for i in kept) + " |", "|" + "---|" * len(kept)]
     for name, kind, default, said in rows:
@@ -188,7 +187,7 @@ def page(module: str, chapter: Path, title: str, labels: dict[str, str]) -> str:
     head.append(f"```{{py:module}} {source.module}\n```")
     entries = []
     for name, node in source.definitions():
-        where = f"[Where it is defined](#{labels[name]})" if name in labels else ""
+        where = f"Defined in [{title}](#{labels[name]})." if name in labels else ""
         entries.append(entry(source, name, node, where))
     return "\n\n".join([*head, *entries]) + "\n"
 

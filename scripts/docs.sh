@@ -6,4 +6,4 @@ if [ "$(cat .venv/stamp-docs 2>/dev/null)" != "$stamp" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' >&2
     echo "$stamp" > .venv/stamp-docs
 fi
-exec python scripts/docs.py "$@"
+exec python scripts/make_site.py "$@"

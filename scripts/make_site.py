@@ -1,4 +1,4 @@
-"""Build the site from the notebooks: docs.py [NN ...] writes _docs/html, of all chapters or of those named.
+"""Build the site from the notebooks: make_site.py [NN ...] writes _docs/html, of all chapters or of those named.
 
 Sphinx is given the pages in _docs/source: copies of the chapters as a reader wants them, a page for each part,
 pages of the API made from the docments, and a front page with the evidence. Nothing is executed or downloaded.
@@ -23,8 +23,6 @@ import contents
 from rethink_imagenet.tools.experiments import evidence_table
 
 ROOT = contents.ROOT
-SOURCE = ROOT / "_docs" / "source"
-HTML = ROOT / "_docs" / "html"
 PARTS = {
     0: ("Begin", "The question, and what every other part uses."),
     1: ("Data", "What a data set holds, how it is read and checked, and how images become batches."),
@@ -221,23 +219,23 @@ def front_page(book: Book, index: contents.Notebook, parts: list[int]) -> str:
     )
 
 
-def write_source(book: Book) -> None:
+def write_source(book: Book, folder: Path) -> None:
     """All pages that Sphinx is given."""
-    shutil.rmtree(SOURCE, ignore_errors=True)
-    (SOURCE / "api").mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "api").mkdir(parents=True)
     for path in book.chapters:
-        (SOURCE / path.name).write_text(json.dumps(chapter(book, path)), encoding="utf-8")
+        (folder / path.name).write_text(json.dumps(chapter(book, path)), encoding="utf-8")
     parts = sorted({int(path.stem[0]) for path in book.chapters})
     for number in parts:
         paths = [path for path in book.chapters if int(path.stem[0]) == number]
-        (SOURCE / f"part-{number}.md").write_text(part_page(book, number, paths), encoding="utf-8")
+        (folder / f"part-{number}.md").write_text(part_page(book, number, paths), encoding="utf-8")
     index = contents.read(contents.NBS / "index.ipynb")
-    (SOURCE / "library.ipynb").write_text(json.dumps(library_page(book, index)), encoding="utf-8")
-    (SOURCE / "index.md").write_text(front_page(book, index, parts) + "\n", encoding="utf-8")
+    (folder / "library.ipynb").write_text(json.dumps(library_page(book, index)), encoding="utf-8")
+    (folder / "index.md").write_text(front_page(book, index, parts) + "\n", encoding="utf-8")
     chapters = {module: path for path in book.chapters if (module := api_pages.module_of(contents.read(path)))}
     titles = {path.stem: book.title(path) for path in book.chapters}
     for name, text in api_pages.pages(chapters, titles, book.labels).items():
-        (SOURCE / "api" / f"{name}.md").write_text(text, encoding="utf-8")
+        (folder / "api" / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -284,17 +282,19 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapters", nargs="*", metavar="NN", help="numbers of chapters; all if there are none")
-    book = Book(parser.parse_args().chapters)
-    write_source(book)
-    shutil.rmtree(HTML, ignore_errors=True)
-    print(f"{len(book.chapters)} chapters, {len(list((SOURCE / 'api').iterdir()))} pages of the API", flush=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="folder for the pages; _docs by default")
+    arguments = parser.parse_args()
+    book, source, html = Book(arguments.chapters), arguments.out / "source", arguments.out / "html"
+    write_source(book, source)
+    shutil.rmtree(html, ignore_errors=True)
+    print(f"{len(book.chapters)} chapters, {len(list((source / 'api').iterdir()))} pages of the API", flush=True)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-b", "html", "-c", "docs"]
-    command += ["-d", str(ROOT / "_docs" / "doctrees"), str(SOURCE), str(HTML)]
+    command += ["-d", str(arguments.out / "doctrees"), str(source), str(html)]
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit("the site has faults, see above")
-    if broken := faults(HTML):
+    if broken := faults(html):
         sys.exit("\n".join([*broken, f"{len(broken)} faults in the links of the site"]))
-    print(f"the site is {(HTML / 'index.html').relative_to(ROOT)}")
+    print(f"the site is {html / 'index.html'}")
 
 
 if __name__ == "__main__":
