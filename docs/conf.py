@@ -31,6 +31,7 @@ nb_code_prompt_show = "Show the code: {type}"
 nb_code_prompt_hide = "Hide the code: {type}"
 myst_enable_extensions = ["amsmath", "attrs_block", "dollarmath"]
 myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # some chapters go from their title to a third level; Sphinx closes the gap itself
 
 html_theme = "furo"
 html_title = settings["title"]
