@@ -34,6 +34,8 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # some chapters go from their title to a third level; Sphinx closes the gap itself
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
+smartquotes_action = "qe"  # an option keeps its two hyphens
 html_title = settings["title"]
 html_baseurl = f"{settings['doc_host']}{settings['doc_baseurl']}/"
 html_static_path = [str(HERE / "static")]

@@ -4,6 +4,7 @@ import ast
 import copy
 import io
 import re
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,15 @@ def escaped(text: str) -> str:
     pieces = re.split(r"(`[^`]+`)", " ".join(text.split()))
     plain = [piece if i % 2 else re.sub(r"([\\*_$<\[\]~{}])", r"\\\1", piece) for i, piece in enumerate(pieces)]
     return "".join(plain)
+
+
+def prose(docstring: str | None) -> str:
+    """A docstring as Markdown: its paragraphs, and what is indented in it as code."""
+    blocks = re.split(r"\n\s*\n", docstring or "")
+    return "\n\n".join(
+        f"```text\n{textwrap.dedent(block).rstrip()}\n```" if block.startswith("    ") else escaped(block)
+        for block in blocks
+    )
 
 
 class Source:
@@ -144,7 +154,7 @@ def directive(kind: str, signature: str, body: list[str], fence: str, *options: 
 def method(source: Source, node: Function, owner: str) -> str:
     """A method or a property of a class."""
     marks = {ast.unparse(found) for found in node.decorator_list}
-    doc = escaped(ast.get_docstring(node) or "")
+    doc = prose(ast.get_docstring(node))
     if marks & {"property", "cached_property", "patch(as_prop=True)"}:
         return directive("property", f"{owner}.{node.name}", [doc], "`````")
     of_class = bool(marks & {"classmethod", "patch(cls_method=True)"})
@@ -161,7 +171,7 @@ def class_entry(source: Source, node: ast.ClassDef, where: str) -> str:
     rows = source.parameters(init, True) if init else source.fields(node)
     signature = re.sub(r"^__init__", node.name, call(init, True)) if init else node.name
     shown = [found for found in methods if not found.name.startswith("_") or found.name == "__call__"]
-    body = [escaped(ast.get_docstring(node) or ""), where, table(rows)]
+    body = [prose(ast.get_docstring(node)), where, table(rows)]
     return directive("class", signature, [*body, *(method(source, found, node.name) for found in shown)], "```````")
 
 
@@ -170,7 +180,7 @@ def entry(source: Source, name: str, node: ast.stmt, where: str) -> str:
     if isinstance(node, ast.ClassDef):
         return class_entry(source, node, where)
     if isinstance(node, Function):
-        body = [escaped(ast.get_docstring(node) or ""), where, table(source.parameters(node, False))]
+        body = [prose(ast.get_docstring(node)), where, table(source.parameters(node, False))]
         return directive("function", call(node, False), body, "```````")
     assert isinstance(node, ast.Assign | ast.AnnAssign)
     value = unparsed(node.value).replace("\n", " ")
@@ -183,7 +193,7 @@ def entry(source: Source, name: str, node: ast.stmt, where: str) -> str:
 def page(module: str, chapter: Path, title: str, labels: dict[str, str]) -> str:
     """The page of a module."""
     source = Source(module)
-    head = [f"# {module}", escaped(source.doc), f"Chapter: [{title}](/{chapter.name})."]
+    head = [f"# {module}", prose(source.doc), f"Chapter: [{title}](/{chapter.name})."]
     head.append(f"```{{py:module}} {source.module}\n```")
     entries = []
     for name, node in source.definitions():

@@ -168,11 +168,11 @@ def tree(entries: list[str], *options: str) -> str:
 def part_page(book: Book, number: int, paths: list[Path]) -> str:
     """The page of a part: its chapters, what each is about, and how long it runs."""
     title, sentence = PARTS[number]
-    rows = ["| | chapter | what it is about | runs in |", "|---|---|---|---|"]
+    rows = ["| chapter | what it is about | runs in |", "|---|---|---|"]
     for path in paths:
         time = contents.in_words(book.times[path.name]) if path.name in book.times else ""
         about = book.linked(contents.subtitle(contents.read(path)))
-        rows.append(f"| {path.stem[:2]} | [{book.title(path)}](/{path.name}) | {about} | {time} |")
+        rows.append(f"| [{path.stem[:2]} {book.title(path)}](/{path.name}) | {about} | {time} |")
     entries = [f"{path.stem[:2]} {book.title(path)} <{path.stem}>" for path in paths]
     return "\n\n".join([f"# {title}", sentence, "\n".join(rows), tree(entries, "hidden", ":maxdepth: 1")]) + "\n"
 
