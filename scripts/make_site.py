@@ -46,9 +46,6 @@ class Book:
         self.config = contents.settings()
         self.times: dict[str, float] = json.loads(contents.SECONDS.read_text(encoding="utf-8"))
         every = contents.chapters()
-        unknown = set(numbers) - {path.stem[:2] for path in every}
-        if unknown:
-            sys.exit(f"no chapter {', '.join(sorted(unknown))} in nbs/; give numbers such as 30")
         self.chapters = [path for path in every if not numbers or path.stem[:2] in numbers]
         self.names = {path.stem for path in self.chapters}
         self.labels = {path.stem: labels_of(contents.read(path), path.stem) for path in every}
@@ -284,6 +281,9 @@ def main() -> None:
     parser.add_argument("chapters", nargs="*", metavar="NN", help="numbers of chapters; all if there are none")
     parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="folder for the pages; _docs by default")
     arguments = parser.parse_args()
+    unknown = set(arguments.chapters) - {path.stem[:2] for path in contents.chapters()}
+    if unknown:
+        parser.error(f"no chapter {', '.join(sorted(unknown))} in nbs/; give numbers such as 30")
     book, source, html = Book(arguments.chapters), arguments.out / "source", arguments.out / "html"
     write_source(book, source)
     shutil.rmtree(html, ignore_errors=True)

@@ -84,9 +84,12 @@ def test_links_go_to_the_site_or_to_the_repository() -> None:
         assert book.linked(same) == same
 
 
-def test_a_chapter_says_which_numbers_there_are() -> None:
-    with pytest.raises(SystemExit, match="no chapter 99"):
-        make_site.Book(["99"])
+def test_an_unknown_chapter_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_site.py", "30", "99"])
+    with pytest.raises(SystemExit) as stopped:
+        make_site.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("error: no chapter 99 in nbs/; give numbers such as 30\n")
 
 
 @pytest.mark.parametrize("module", MODULES)
