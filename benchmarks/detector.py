@@ -2,12 +2,9 @@
 
 python benchmarks/detector.py            all of it, about 20 minutes on two cores
 python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory or data
-python benchmarks/detector.py --write    all of it, and the table into nbs/index.ipynb
+python benchmarks/detector.py --keep     all of it, and the results into benchmarks/results, for the README
 """
 
-import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.results import keep, processor, row, spent
 from rethink_imagenet.data.datasets import Polygons
 from rethink_imagenet.data.loading import TrainingSamples, training_batches
 from rethink_imagenet.data.splits import read_splits
@@ -39,15 +38,17 @@ Sample = tuple[list[Tensor], list[dict[str, Any]]]
 Row = tuple[str, str, str, str]  # what, ours, the other's, ratio
 
 
-def alternate(repetitions: int, warm_up: int = 1, **contenders: Callable[[], object]) -> dict[str, float]:
+def alternate(
+    repetitions: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter, **runs: Callable[[], object]
+) -> dict[str, float]:
     """Median seconds of each contender, taking turns, after some rounds to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(repetitions + warm_up):
-        for name, run in contenders.items():
-            start = time.perf_counter()
+        for name, run in runs.items():
+            start = clock()
             run()
             if round_number >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -294,9 +295,14 @@ def measure_data() -> Iterator[Row]:
         for _ in DataLoader(reference, batch_size=2, num_workers=2, collate_fn=list):
             pass
 
-    t = alternate(3, ours=ours, theirs=theirs)
+    t = alternate(3, clock=spent, ours=ours, theirs=theirs)
     mine, other = number / t["ours"], len(raw) / t["theirs"]
-    yield "data, JPEG to batch", f"{mine:.1f} images/s", f"{other:.1f} images/s", f"{mine / other:.2f}"
+    yield (
+        "data, JPEG to batch",
+        f"{mine:.1f} images/s of a core",
+        f"torchvision {other:.1f} images/s of a core",
+        f"{mine / other:.2f}",
+    )
 
 
 PARTS = {
@@ -307,34 +313,24 @@ PARTS = {
 
 def machine() -> str:
     """Processor, cores and versions."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
-    name = found[1] if found else platform.processor()
-    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
+    return f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
+
+
+WALL = f"wall time of {torch.get_num_threads()} threads, the contenders taking turns in one run; the medians count"
 
 
 def main(arguments: list[str]) -> None:
-    """Measure what was asked for, print a table, and with --write put it into nbs/index.ipynb."""
-    write = "--write" in arguments
-    names = [name for name in arguments if name != "--write"] or list(PARTS)
-    lines = ["| | ours | torchvision | ratio |", "|---|---|---|---|"]
-    print(*lines, sep="\n", flush=True)
+    """Measure what was asked for, print a table, and with --keep leave the results of each part."""
+    names = [name for name in arguments if name != "--keep"] or list(PARTS)
+    print("| | ours | torchvision | ratio |", "|---|---|---|---|", sep="\n", flush=True)
     for name in names:
-        for row in PARTS[name]():
-            lines.append(f"| {' | '.join(row)} |")
-            print(lines[-1], flush=True)
+        rows = []
+        for found in PARTS[name]():
+            rows.append(row(*found))
+            print(f"| {' | '.join(found)} |", flush=True)
+        if "--keep" in arguments and rows:
+            keep(name, rows, *([] if name == "data" else [WALL]))
     print(machine())
-    if write:
-        path = ROOT / "nbs" / "index.ipynb"
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            text = "".join(cell["source"])
-            if "| | ours | torchvision | ratio |" in text:
-                head, _, rest = text.partition("| | ours |")
-                tail = rest.partition("\n\n")[2].partition("\n\n")[2]
-                text = head + "\n".join(lines) + f"\n\nMedians of one run on {machine()}.\n\n" + tail
-                cell["source"] = text.rstrip().splitlines(keepends=True)
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the engine adds to forward, backward and step, where a step's time goes, and what two processes reach together.
 
 python benchmarks/engine.py              all of it, about ten minutes on two cores
-python benchmarks/engine.py demo         one part: demo, paper, profile or processes
+python benchmarks/engine.py demo         one part: demo, step, paper, profile or processes
+python benchmarks/engine.py step --keep    the demo's step alone, and the result into benchmarks/results
 """
 
 import statistics
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.detector import learned_proposals, machine, made_up_batch, multiply_adds, peak_rate, with_proposals
+from benchmarks.results import PROCESSOR, keep, row
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import Batch, TrainingSamples, training_batches
 from rethink_imagenet.data.scenes import write_scenes
@@ -88,6 +90,27 @@ def demo() -> None:
         settings = RunSettings(schedule, batch=8, save_every=180)
         seconds, share = overhead(DEMO, samples, settings, workers=1, warm_up=20)
     print(f"demo, 8 scenes of 96 px: {seconds:.3f} s an iteration, {share:.1f} % of it overhead", flush=True)
+
+
+def step() -> None:
+    """The processor time of a training step of the small detector, data included, on one thread."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
+        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
+        settings = RunSettings(Schedule(400, (300,), rate=0.02, warmup=20), batch=8, save_every=1000)
+        seed_everything(0)
+        run, seconds = Run(build(DEMO).train(), settings, Path(temporary) / "demo", {}), []
+        start = time.process_time()
+        for batch in training_batches(samples, 8, 0, 60, 0):
+            run.step(batch)
+            seconds.append(time.process_time() - start)
+            start = time.process_time()
+    taken = statistics.median(seconds[10:])
+    print(f"demo, 8 scenes of 96 px: {taken:.3f} s of processor time a step, data included, {machine()}", flush=True)
+    if "--keep" in sys.argv[1:]:
+        what = "training step of the embedded demo, 8 scenes, one thread, data included"
+        keep("demo", [row(what, f"{taken:.3f} s")], PROCESSOR)
 
 
 def paper() -> None:
@@ -223,12 +246,12 @@ def processes() -> None:
     print(f"two processes together: {together:.1f} images/s, apart: {apart:.1f}, {100 * together / apart:.0f} %")
 
 
-PARTS = {"demo": demo, "paper": paper, "profile": profile, "processes": processes}
+PARTS = {"demo": demo, "step": step, "paper": paper, "profile": profile, "processes": processes}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         train_alone_or_together(*sys.argv[2:])
     else:
         print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}")
-        for part in sys.argv[1:] or PARTS:
+        for part in [word for word in sys.argv[1:] if word != "--keep"] or PARTS:
             PARTS[part]()

@@ -9,8 +9,10 @@ import argparse
 import contextlib
 import io
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +21,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.results import keep, row
 from rethink_imagenet.evaluation.average_precision import STATISTICS, evaluate_coco
 from rethink_imagenet.evaluation.records import FIELDS, KINDS, read_results, read_truth
 
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=500_000)
     parser.add_argument("--times", type=int, default=3, help="of which the median counts")
     parser.add_argument("--parts", action="store_true", help="without pycocotools")
+    parser.add_argument("--keep", action="store_true", help="the result into benchmarks/results, for the README")
     asked = parser.parse_args()
     kind, load = asked.kind, os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     content, results = tables(asked.images, asked.detections)
@@ -132,9 +137,15 @@ def main() -> None:
         f"{middle['annotations']:.2f}, detections {middle['detections']:.2f}"
     )
     if not asked.parts:
-        print(
-            f"pycocotools {middle['pycocotools']:.2f}, {middle['pycocotools'] / middle['all']:.2f} times evaluate_coco"
-        )
+        ratio = middle["pycocotools"] / middle["all"]
+        print(f"pycocotools {middle['pycocotools']:.2f}, {ratio:.2f} times evaluate_coco")
+        if asked.keep:
+            plural = {"box": "boxes", "mask": "masks"}[kind]
+            what = f"COCO's figures, {plural} of {asked.images:,} images, {len(results):,} detections"
+            ours, other = f"{middle['all']:.1f} s", f"pycocotools {middle['pycocotools']:.1f} s"
+            share = f"{100 * checks / middle['all']:.0f} %"
+            lines = [row(what, ours, other, ratio), row(f"of it our checks, {plural}", f"{checks:.2f} s", "", share)]
+            keep(f"evaluation-{kind}", lines)
 
 
 if __name__ == "__main__":

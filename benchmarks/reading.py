@@ -1,7 +1,11 @@
 """Annotations of COCO's train2017 size: reading them, beside json.load and pycocotools' index; memory of the workers.
 
+The contenders take turns, each in a process of its own; seconds are processor time, and the medians count.
+
 python benchmarks/reading.py            860,001 instances in 118,287 images, about five minutes and 6 GB of memory
 python benchmarks/reading.py 0.1        a tenth of it
+python benchmarks/reading.py --keep     the first, three times, and the result into benchmarks/results
+python benchmarks/reading.py --keep 0.1 1   a tenth of it, once
 python benchmarks/reading.py polygons   200,000 images with 1,500,000 short polygons, by ours: at most 25 s, 2.5 GB
 python benchmarks/reading.py crowded    training steps on an image of 800 x 1333 pixels with 3,000 objects: at most 6 GB
 """
@@ -17,11 +21,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.results import keep, row
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.datasets import Dataset
 from rethink_imagenet.data.loading import training_batches
@@ -50,6 +57,12 @@ def write_annotations(folder: Path, images: int, instances: int, points: tuple[i
     path = folder / "annotations" / "instances_train.json"
     path.write_text(json.dumps({"images": listed, "annotations": records, "categories": categories}))
     return path
+
+
+def read_by_json(path: Path) -> object:
+    """json.load alone, which checks nothing."""
+    with path.open(encoding="utf-8") as file:
+        return json.load(file)
 
 
 def read_by_pycocotools(path: Path) -> COCO:
@@ -147,24 +160,36 @@ def main_crowded() -> None:
         print("two steps on 3,000 objects  {:6.1f} s   {:5.2f} GB at most".format(*found), flush=True)
 
 
-def main(share: float) -> None:
+def main(share: float = 1, times: int = 3, kept: bool = False) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_annotations(Path(folder), round(share * IMAGES), round(share * INSTANCES))
         print(f"{path.stat().st_size / 2**20:.0f} MB, {round(share * INSTANCES):,} instances", flush=True)
-        contenders = {"pycocotools": read_by_pycocotools, "ours": read_coco}
-        rounds = [{name: measure(read, path) for name, read in contenders.items()} for _ in range(3)]
-        best = {name: min(found[name] for found in rounds) for name in contenders}
-        for name, (seconds, most) in best.items():
+        contenders = {"json.load": read_by_json, "pycocotools": read_by_pycocotools, "ours": read_coco}
+        rounds = [{name: measure(read, path) for name, read in contenders.items()} for _ in range(times)]
+        middle = {
+            name: tuple(median(values) for values in zip(*(found[name] for found in rounds), strict=True))
+            for name in contenders
+        }
+        for name, (seconds, most) in middle.items():
             print(f"{name:12s} {seconds:6.1f} s   {most:5.2f} GB at most", flush=True)
-        print(f"ratio        {best['ours'][0] / best['pycocotools'][0]:6.2f}")
+        print(f"ours / pycocotools {middle['ours'][0] / middle['pycocotools'][0]:.2f}")
+        if kept:
+            (seconds, most), (_, most_of_json), (index, _) = (middle[x] for x in ("ours", "json.load", "pycocotools"))
+            what, other = f"annotations of {round(share * INSTANCES):,} instances", "json.load and pycocotools' index"
+            lines = [
+                row(what, f"{seconds:.1f} s", f"{other} {index:.1f} s", index / seconds),
+                row("of it memory at most", f"{most:.2f} GB", f"json.load {most_of_json:.2f} GB", most_of_json / most),
+            ]
+            keep("reading", lines)
         first, last = measure_workers(path)
         print(f"a worker has to itself {first:.2f} GB at first and {last:.2f} GB after all annotations")
 
 
 if __name__ == "__main__":
-    word = sys.argv[1] if len(sys.argv) > 1 else "1"
-    if word in ("polygons", "crowded"):
-        {"polygons": main_polygons, "crowded": main_crowded}[word]()
+    words = [word for word in sys.argv[1:] if word != "--keep"]
+    if words and words[0] in ("polygons", "crowded"):
+        {"polygons": main_polygons, "crowded": main_crowded}[words[0]]()
     else:
-        main(float(word))
+        share, times = map(float, (words + ["1", "3"][len(words) :])[:2])
+        main(share, int(times), "--keep" in sys.argv[1:])

@@ -1,5 +1,7 @@
 """The evidence: what is registered can be read, what was run is whole, and today's code still gives its numbers."""
 
+import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,21 @@ import pytest
 
 from rethink_imagenet.study.plans import Execution
 from rethink_imagenet.study.studies import computing_with
-from rethink_imagenet.tools.experiments import Workplace, read_experiment, runs_asked_for, spot_check
+from rethink_imagenet.tools.experiments import (
+    Workplace,
+    design_text,
+    findings_text,
+    read_experiment,
+    runs_asked_for,
+    runs_by_place,
+    spot_check,
+)
 from rethink_imagenet.training.checkpoints import environment
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.parent for path in ROOT.glob("experiments/*/experiment.toml"))
+SEARCHES = [folder for folder in EXPERIMENTS if folder.name.endswith("rate-of-the-scenes")]
+CHAPTERS = sorted(ROOT.glob("nbs/[89]*.ipynb"))
 
 
 def beginnings() -> list[tuple[Path, str]]:
@@ -59,3 +71,56 @@ def test_two_runs_begin_today_as_they_did(tmp_path: Path) -> None:
         kept, today, same = compared(folder, name, tmp_path / str(i))
         assert kept, name
         assert today == kept if same else today == [pytest.approx(loss, rel=1e-3) for loss in kept], name
+
+
+def shown_in(notebook: Path) -> list[str]:
+    """What each code cell of a chapter shows, as it is stored."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    return ["".join(output.get("text") or output["data"].get("text/plain", "")) for output in outputs]
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_a_chapter_shows_an_experiment_as_it_is(folder: Path) -> None:
+    """The stored outputs are no older than the results."""
+    found = read_experiment(folder)
+    named = re.compile(rf'["/]{folder.name}["\\]')
+    chapters = [path for path in CHAPTERS if named.search(path.read_text(encoding="utf-8"))]
+    shown = [text for chapter in chapters for text in shown_in(chapter)]
+    assert any(design_text(found) in text for text in shown)
+    assert any(findings_text(found) in text for text in shown)
+
+
+def test_the_readme_shows_the_evidence_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "evidence_table(" in "".join(cell["source"]))
+    monkeypatch.chdir(ROOT / "nbs")
+    names: dict[str, Any] = {}
+    exec(source.rpartition("\n")[0] + "\nshown = " + source.rpartition("\n")[2], names)
+    assert names["shown"].data in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(names["CHAPTERS"]) == {folder.name for folder in EXPERIMENTS} - {folder.name for folder in SEARCHES}
+
+
+def test_the_rate_on_scenes_is_the_one_that_the_searches_found() -> None:
+    reached = {}
+    for folder in SEARCHES:
+        found = read_experiment(folder)
+        assert all(system.scenes and system.scenes.seed for system in found.design.systems)  # other scenes
+        for (name, *_), (run,) in runs_by_place(found).items():
+            (system,) = (one for one in found.design.systems if one.name == name)
+            reached[system.plan["rate"]] = run["box"]["ap"]
+    best = max(reached, key=lambda rate: reached[rate])
+    for folder in (one for one in EXPERIMENTS if one not in SEARCHES):
+        systems = [system for system in read_experiment(folder).design.systems if system.scenes]
+        if not any("pretrained" in system.arms for system in systems):  # the searches were made with that arm
+            continue
+        assert {system.plan["rate"] for system in systems} <= {best}, folder.name
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_no_number_of_a_result_is_typed(chapter: Path) -> None:
+    """What came out is drawn from the results: the prose about it holds no decimal number."""
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for part in re.findall(r"## What came out\n(.*?)(?=\n## |\Z)", prose, re.DOTALL):
+        assert not re.search(r"[+-]?\d+\.\d", part)

@@ -14,6 +14,7 @@ from rethink_imagenet.tools.options import COMMANDS, options_of
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+OVERVIEW = ROOT / "nbs" / "00_overview.ipynb"  # shows the whole library first, and exports nothing
 LIBRARY = ROOT / "rethink_imagenet"
 MODULES = sorted(".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in LIBRARY.rglob("[a-z]*.py"))
 
@@ -38,7 +39,12 @@ def test_each_module_has_its_notebook() -> None:
     assert sorted(number_of_module()) == MODULES
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_overview_exports_nothing() -> None:
+    """So that it alone may import later chapters."""
+    assert not [source for source in code_of(OVERVIEW) if re.search(r"#\| *(default_exp|export)", source)]
+
+
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path != OVERVIEW], ids=lambda path: path.stem)
 def test_a_notebook_imports_only_earlier_ones(notebook: Path) -> None:
     numbers = number_of_module()
     for source in code_of(notebook):

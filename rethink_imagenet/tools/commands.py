@@ -110,17 +110,17 @@ from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
 from .conversion import rules_apart, to_detectron2, to_torchvision
 from rethink_imagenet.tools.experiments import (
+    Found,
     Workplace,
     carry_on,
+    findings_text,
     judged,
     keep,
     kept_runs,
     line_of,
     read_design,
     runs_asked_for,
-    sentences_of,
     study_for,
-    table_of_seeds,
 )
 from .inspection import faults_of, look_at, page_text, write_page
 from rethink_imagenet.tools.options import (
@@ -1294,5 +1294,5 @@ def _carry_out(folder: Path, settings: Evidence) -> None:
     if settings.keep:
         say("\n".join(keep(design, study, results)) or "nothing new has ended")
     elif carry_on(design, study, results):
-        found = judged(design, study, results, f"rethink_evidence {folder.name}{' --quick' * settings.quick}")
-        print("\n".join(["", aligned(table_of_seeds(found, design)), "", *sentences_of(found)]))
+        told = judged(design, study, results, f"rethink_evidence {folder.name}{' --quick' * settings.quick}")
+        print("", findings_text(Found(design, kept_runs(design, results), told)), sep="\n")

@@ -6,7 +6,8 @@
 __all__ = ['Scenes', 'Photographs', 'Before', 'System', 'Comparison', 'Design', 'read_design', 'Workplace', 'sets_of',
            'plan_for_system', 'weights_of', 'Crops', 'Classes', 'study_for', 'keep', 'kept_runs', 'carry_on',
            'Compared', 'ExperimentResults', 'compared', 'judged', 'Found', 'read_experiment', 'part_of', 'spot_check',
-           'table_of_seeds', 'sentences_of', 'runs_asked_for', 'line_of', 'evidence_table']
+           'runs_asked_for', 'line_of', 'runs_by_place', 'table_of_seeds', 'sentences_of', 'gap_table', 'design_text',
+           'findings_text', 'seeds_plot', 'evidence_table']
 
 # %% ../../nbs/74_experiments.ipynb #31766864
 import hashlib
@@ -15,12 +16,15 @@ import shutil
 import tomllib
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypedDict, cast
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from ..data.datasets import Dataset
 from ..data.scenes import write_crops, write_scenes
@@ -30,7 +34,8 @@ from ..errors import InputError, fits, made_from, nearest
 from ..evaluation.resampling import MARGIN, difference_between, verdict_of
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from ..study.pretraining import Pretraining, pixel_statistics, pretrain, pretraining_cost
-from ..study.report import NAMES
+from ..study.recipes import aligned
+from ..study.report import NAMES, draw_curves
 from rethink_imagenet.study.studies import (
     KINDS,
     Arm,
@@ -339,8 +344,7 @@ def study_for(
             source = _named(system.goes_on_from, arm.name) if system.goes_on_from else ""
             arms.append(Arm(_named(system.name, arm.name), arm.experiment, source))
         for cell in (cell for cell in own.cells if cell.arm == _kind(cell.training) in system.arms):
-            of = system.runs_of or (system.scratch_of if cell.arm == "scratch" else "") or system.name
-            name = _named(of, cell.training)
+            name = _named(_owner(system, cell.arm), cell.training)
             cells.append(replace(cell, system=system.name, training=name, augmented=system.augmented))
     arms.sort(key=lambda arm: arm.experiment.plan.seed)
     return Study(tuple(arms), tuple(cells))
@@ -349,6 +353,11 @@ def study_for(
 def _own_arms(system: System) -> list[str]:
     "The arms of a system that it does not take from another one"
     return [arm for arm in system.arms if not (system.runs_of or (arm == "scratch" and system.scratch_of))]
+
+
+def _owner(system: System, arm: str) -> str:
+    "The system whose runs an arm of a system has"
+    return system.runs_of or (system.scratch_of if arm == "scratch" else "") or system.name
 
 
 def _kind(name: str) -> str:
@@ -594,33 +603,6 @@ def spot_check(
     both = {loss[0] for loss in run["losses"]} & {loss[0] for loss in today}  # the last line may be of a shorter time
     return [loss for loss in run["losses"] if loss[0] in both], [loss for loss in today if loss[0] in both]
 
-# %% ../../nbs/74_experiments.ipynb #dfd619fc
-def table_of_seeds(
-    results: ExperimentResults,  # with its runs
-    design: Design,  # of the experiment
-) -> list[dict[str, str]]:  # for `aligned`
-    "The AP of each place of an experiment: mean over seeds, lowest, highest"
-    kind = cast(Kind, design.metric)
-    groups: dict[tuple[str, str, int, float], list[float]] = {}
-    for row in results["rows"]:
-        key = row["system"], row["arm"], row["images_of"], row["schedule"]
-        groups.setdefault(key, []).append(row["ours"][kind][KINDS[kind][1]] or 0.0)
-    return [
-        {"system": system, "arm": NAMES[arm], "images": f"{images:,}", "schedule": f"{schedule:g}x",
-         "seeds": str(len(ap)),
-         KINDS[kind][0]: f"{sum(ap) / len(ap):.1f}", "from": f"{min(ap):.1f}", "to": f"{max(ap):.1f}"}
-        for (system, arm, images, schedule), ap in groups.items()
-    ]  # fmt: skip
-
-
-def sentences_of(
-    results: ExperimentResults,  # of an experiment
-) -> list[str]:
-    "What was judged, a sentence each, with the name of the system where there are several"
-    named = [(one["system"], one["sentence"]) for one in results["differences"]]
-    told = [f"{system}: {sentence}" if system else sentence for system, sentence in named]
-    return told + [f"{one['name']}: {one['sentence']}" for one in results["comparisons"]]
-
 # %% ../../nbs/74_experiments.ipynb #48265e93
 def runs_asked_for(
     design: Design,  # of the experiment
@@ -643,21 +625,149 @@ def line_of(
     told = f"{len(found.runs)} of {wanted} runs" if not verdict else verdict["sentence"]
     return f"{folder.name:20s} {told}"
 
+# %% ../../nbs/74_experiments.ipynb #e4167b15
+def runs_by_place(
+    found: Found,  # an experiment so far
+) -> dict[tuple[str, str, int, float], list[RunResults]]:  # by system, arm, number of images, and schedule
+    "The runs that are kept, seed by seed at each place of the design; a run may stand at several places"
+    places: dict[tuple[str, str, int, float], list[RunResults]] = {}
+    runs = sorted((cast(RunResults, content["run"]) for content in found.runs.values()),
+                  key=lambda run: (run["images_of"], run["schedule"], run["seed"]))  # fmt: skip
+    for system in found.design.systems:
+        for arm in system.arms:
+            name = _named(_owner(system, arm), arm)
+            for run in (run for run in runs if f"{run['training']}-".startswith(f"{name}-")):
+                places.setdefault((system.name, arm, run["images_of"], run["schedule"]), []).append(run)
+    return places
+
+# %% ../../nbs/74_experiments.ipynb #1864c905
+def table_of_seeds(
+    found: Found,  # an experiment so far
+) -> list[dict[str, str]]:  # for `aligned`
+    "The AP at each place of an experiment: mean over seeds, lowest, highest"
+    kind, table = cast(Kind, found.design.metric), []
+    augmented = {system.name for system in found.design.systems if system.augmented}
+    for (system, arm, images, schedule), runs in runs_by_place(found).items():
+        tested = [run["augmented"] if system in augmented else run for run in runs]
+        ap = [figures[kind][KINDS[kind][1]] or 0.0 for figures in tested]
+        row = {"system": system} if system else {}
+        row |= {"arm": NAMES[arm], "images": f"{images:,}", "schedule": f"{schedule:g}x", "seeds": str(len(ap))}
+        table.append(
+            row | {KINDS[kind][0]: f"{sum(ap) / len(ap):.1f}", "from": f"{min(ap):.1f}", "to": f"{max(ap):.1f}"}
+        )
+    return table
+
+
+def sentences_of(
+    results: ExperimentResults,  # of an experiment
+) -> list[str]:
+    "What was judged, a sentence each, with the name of the system where there are several"
+    named = [(one["system"], one["sentence"]) for one in results["differences"]]
+    told = [f"{system}: {sentence}" if system else sentence for system, sentence in named]
+    return told + [f"{one['name']}: {one['sentence']}" for one in results["comparisons"]]
+
+# %% ../../nbs/74_experiments.ipynb #dcb91d65
+def gap_table(
+    found: Found,  # an experiment so far
+    metrics: Sequence[tuple[Kind, str]],  # kinds of AP and their figures, such as ("box", "ap75")
+    longest: bool = True,  # the longest schedule alone, or each of them
+) -> list[dict[str, str]]:  # for `aligned`; empty where no run of both arms is there yet
+    "Both arms by several metrics on the most data: means over seeds, and what is between them"
+    places, table = runs_by_place(found), []
+    for system in dict.fromkeys(name for name, *_ in places):
+        most = max(images for name, _, images, _ in places if name == system)
+        lengths = sorted({n for name, _, images, n in places if (name, images) == (system, most)})
+        for n in lengths[-1:] if longest else lengths:
+            arms = [places.get((system, arm, most, n), []) for arm in NAMES]
+            if not all(arms):
+                continue
+            for kind, key in metrics:
+                scratch, tuned = (float(np.mean([cast(Any, run)[kind][key] for run in arm])) for arm in arms)
+                row = {"system": system} if system else {}
+                row |= {"schedule": f"{n:g}x", "metric": f"{kind} {key}", "from scratch": f"{scratch:.1f}"}
+                table.append(row | {"with pre-training": f"{tuned:.1f}", "gap": f"{scratch - tuned:+.1f}"})
+    return table
+
+# %% ../../nbs/74_experiments.ipynb #0f61c58b
+def design_text(
+    found: Found,  # an experiment so far
+) -> str:
+    "What was written down before the first run, and how far the experiment is"
+    design, wanted = found.design, runs_asked_for(found.design)
+    lines = {"question": design.question, "expected": design.expected, "refuted": design.refuted}
+    small = f"a loss of less than {design.margin:g} {KINDS[cast(Kind, design.metric)][0]} does not matter"
+    lines["seeds"] = f"{design.seeds} of each arm; {small}"
+    lines["cut"] = design.cut or "nothing"
+    lines["runs"] = f"{len(found.runs)} of {wanted}, {found.seconds / 3600:.1f} hours of training on one core"
+    return "\n".join(
+        fill(text, 100, initial_indent=f"{name:10s}", subsequent_indent=" " * 10) for name, text in lines.items()
+    )
+
+
+def findings_text(
+    found: Found,  # an experiment so far
+) -> str:
+    "The table of an experiment, and its verdicts once all runs are there"
+    if not found.runs:
+        return "no run is there yet"
+    told = sentences_of(found.results) if found.results else ["not judged: runs are missing"]
+    return "\n".join([aligned(table_of_seeds(found)), *(fill(one, 100) for one in told)])
+
+# %% ../../nbs/74_experiments.ipynb #03b610a7
+def seeds_plot(
+    found: Found,  # an experiment so far
+) -> Figure:
+    "AP over iterations of every run that is kept: a field for each system and amount of data, an arm in one colour"
+    fields: dict[tuple[str, int], list[RunResults]] = {}
+    own = [system.name for system in found.design.systems if not system.runs_of]
+    for (system, _, images, _), runs in runs_by_place(found).items():
+        if system in own:
+            fields.setdefault((system, images), []).extend(runs)
+    columns, several = min(3, len(fields) or 1), len({images for _, images in fields}) > 1
+    rows = -(-len(fields) // columns) or 1
+    figure = Figure(figsize=(2.2 + 2.6 * columns, 0.6 + 2.4 * rows), dpi=72, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for ax, ((system, images), runs) in zip(axes, fields.items(), strict=False):
+        draw_curves(ax, runs, cast(Kind, found.design.metric))
+        ax.set_title(", ".join(filter(None, (system, f"{images:,} images" if several else ""))), fontsize=10)
+        ax.label_outer()
+        if ax is not axes[0]:
+            cast(Any, ax.get_legend()).remove()
+    drawn = [float(y) for ax in axes for line in ax.lines for y in cast(Any, line.get_ydata())]
+    axes[0].set_ylim(-0.06 * max(drawn, default=1), 1.1 * max(drawn, default=1))  # of all fields
+    for ax in axes[len(fields) :]:
+        ax.axis("off")
+    if not fields:
+        axes[0].text(0.5, 0.5, "no run is there yet", ha="center")
+    return figure
+
+# %% ../../nbs/74_experiments.ipynb #ed00f7f7
+def _effects(
+    found: Found,  # an experiment that was judged
+) -> list[tuple[str, str]]:  # effect with interval, and the verdict in a word
+    "What was found, a line for each system and each comparison"
+    kind, results = found.design.metric, cast(ExperimentResults, found.results)
+    judged = [(one["system"], cast(Any, one), one["word"]) for one in results["differences"] if one["kind"] == kind]
+    judged += [(one["name"], one["difference"], one["word"]) for one in results["comparisons"]]
+    lines = []
+    for name, one, word in judged:
+        low, high = one["interval"]
+        lines.append((f"{name} {one['difference']:+.1f} ({low:+.1f} to {high:+.1f})".strip(), word))
+    return lines
+
 
 def evidence_table(
     root: Path,  # folder of the experiments
-    chapters: Mapping[str, str] | None = None,  # name of an experiment -> link to its chapter
+    chapters: Mapping[str, str],  # name of each experiment that is shown, in their order -> link to its chapter
 ) -> str:  # Markdown
     "A line for each experiment: the question, what the paper found, what was found here, with links to the chapters"
-    lines = ["| question | the paper | here | seeds | verdict |", "|---|---|---|---|---|"]
-    for path in sorted(root.glob("*/experiment.toml")):
-        found = read_experiment(path.parent)
-        design, verdict = found.design, found.results and found.results["verdict"]
-        link = (chapters or {}).get(path.parent.name)
-        question = f"[{design.question}]({link})" if link else design.question
-        here, word = f"{len(found.runs)} of {runs_asked_for(design)} runs so far", ""
-        if verdict:
-            (low, high), word = verdict["interval"], verdict["word"]
-            here = f"{verdict['difference']:+.1f} {KINDS[verdict['kind']][0]} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"| {question} | {design.paper} | {here} | {design.seeds} | {word} |")
+    lines = ["| question | the paper | here: gap in AP, 95 % interval | seeds | verdict |", "|---|---|---|---|---|"]
+    for name, link in chapters.items():
+        found = read_experiment(root / name)
+        design = found.design
+        effects = [(f"{len(found.runs)} of {runs_asked_for(design)} runs so far", "")]
+        effects = _effects(found) if found.results else effects
+        here, words = ("<br>".join(part) for part in zip(*effects, strict=True))
+        lines.append(f"| [{design.question}]({link}) | {design.paper} | {here} | {design.seeds} | {words} |")
     return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""The README's table of speed, from the results that benchmarks have left in benchmarks/results.
+
+python benchmarks/table.py                      writes the table into nbs/index.ipynb and README.md
+python benchmarks/table.py --run commands data  measures these first; --run alone measures all, about two hours
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.results import FOLDER, row
+
+ROOT = Path(__file__).parent.parent
+
+BEGIN, END = "<!-- speed: python benchmarks/table.py -->", "<!-- end of speed -->"
+BENCHMARKS = {  # the lines of the table in order: what is measured, and the words after `python benchmarks/` that do it
+    "commands": ("`--help`, dry run", "commands.py --keep"),
+    "evaluation-box": ("COCO's figures, boxes", "evaluation.py --keep"),
+    "evaluation-mask": ("COCO's figures, masks", "evaluation.py --kind mask --keep"),
+    "reading": ("annotations of 860,001 instances", "reading.py --keep"),
+    "data": ("JPEG to batch", "detector.py data --keep"),
+    "demo": ("training step of the embedded demo", "engine.py step --keep"),
+    "step": ("training step, R50-FPN GN", "detector.py step --keep"),
+    "inference": ("inference, R50-FPN GN", "detector.py inference --keep"),
+    "pooling": ("RoIAlign", "detector.py pooling --keep"),
+    "memory": ("peak memory of a training step", "detector.py memory --keep"),
+    "installation": ("installation", "installation.py --keep"),
+}
+
+
+def notes_of(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """For each benchmark the letter of its note; those of one machine, day and way of measuring share one."""
+    letters: dict[str, str] = {}
+    return {name: letters.setdefault(described(found), chr(ord("a") + len(letters))) for name, found in results.items()}
+
+
+def described(found: dict[str, Any]) -> str:
+    """On what, when and how a benchmark was run."""
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    load = f", load {found['load']}" if found.get("load") else ""
+    return f"{found['machine']}, {found['date']}{load}: {found['how']}. {versions}."
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The table in Markdown; a benchmark without results says so."""
+    notes = notes_of(results)
+    lines = ["| | ours | the other | ratio | run |", "|---|---|---|---|---|"]
+    for name, (what, _) in BENCHMARKS.items():
+        rows = results[name]["rows"] if name in results else [row(what, "not measured")]
+        for one in rows:
+            cells = [one[key] for key in ("what", "ours", "other", "ratio")]
+            lines.append(f"| {' | '.join([*cells, notes.get(name, '')])} |")
+    told = {notes[name]: described(found) for name, found in results.items()}
+    return "\n".join([*lines, "", *(f"- run {letter}: {text}" for letter, text in told.items())])
+
+
+def written(text: str, lines: str) -> str:
+    """A text with another table between its two marks."""
+    head, _, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    assert end, f"no {BEGIN} ... {END}"
+    return f"{head}{BEGIN}\n\n{lines}\n\n{END}{tail}"
+
+
+def measure(names: list[str]) -> None:
+    """Run these benchmarks, one after the other."""
+    for name in names:
+        script, *words = BENCHMARKS[name][1].split()
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *words], check=True)
+
+
+def main() -> None:
+    """Measure what was asked for, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", nargs="*", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    asked = parser.parse_args().run
+    measure([] if asked is None else asked or list(BENCHMARKS))
+    files = {name: FOLDER / f"{name}.json" for name in BENCHMARKS}
+    lines = table({name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()})
+    path = ROOT / "nbs" / "index.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    (cell,) = (cell for cell in notebook["cells"] if BEGIN in "".join(cell["source"]))
+    cell["source"] = written("".join(cell["source"]), lines).splitlines(keepends=True)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "make_readme.py")], check=True)
+    print(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The README's table of speed is what benchmarks/table.py makes of the results that benchmarks have left."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results, table
+
+ROOT = Path(__file__).parent.parent
+
+
+def kept() -> dict[str, dict]:
+    files = {name: results.FOLDER / f"{name}.json" for name in table.BENCHMARKS}
+    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
+
+
+def test_the_readme_has_the_table_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table.written(text, table.table(kept())) == text
+
+
+def test_every_result_is_a_line_of_the_table_and_tells_its_machine_and_day() -> None:
+    assert {file.stem for file in results.FOLDER.glob("*.json")} <= set(table.BENCHMARKS)
+    for found in kept().values():
+        assert found["machine"] and found["date"] and found["versions"] and found["how"]
+        assert all(set(line) == {"what", "ours", "other", "ratio"} for line in found["rows"])
+
+
+def test_a_benchmark_without_results_says_so() -> None:
+    lines = table.table({}).splitlines()[2:]
+    assert len([line for line in lines if "not measured" in line]) == len(table.BENCHMARKS)
+
+
+def test_runs_of_one_kind_share_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    results.keep("demo", [results.row("a step", "1 s", "2 s", 2.0)])
+    results.keep("data", [results.row("a batch", "3 s")])
+    found = {name: json.loads((tmp_path / f"results/{name}.json").read_text("utf-8")) for name in ("demo", "data")}
+    found["data"]["load"] = found["demo"]["load"] = 1.5
+    lines = table.table(found | {"step": found["demo"] | {"date": "2026-01-01"}})
+    assert "| a step | 1 s | 2 s | 2.00 | a |" in lines
+    assert "| a batch | 3 s |  |  | a |" in lines
+    assert "- run b: " in lines and "- run c: " not in lines
+
+
+def test_each_script_of_the_table_exists() -> None:
+    for _, words in table.BENCHMARKS.values():
+        assert (ROOT / "benchmarks" / words.split()[0]).is_file()
