@@ -11,11 +11,15 @@ from nbdev.process import NBProcessor
 
 
 def refresh(path: Path) -> None:
-    """Execute one notebook in its folder, skipping cells that carry a flag of `tst_flags`, and save its outputs."""
+    """Execute one notebook and save its outputs. Cells with a flag of `tst_flags` or with `eval: false` stay."""
     flags = set(get_config().tst_flags.split())
     directives = [getattr(cell, "directives_", {}) for cell in NBProcessor(path, process=True).nb.cells]
     notebook = read_nb(path)
-    skip = {cell.idx_ for cell, found in zip(notebook.cells, directives, strict=True) if flags & found.keys()}
+    skip = {
+        cell.idx_
+        for cell, found in zip(notebook.cells, directives, strict=True)
+        if flags & found.keys() or found.get("eval:") == ["false"]
+    }
     shell = CaptureShell(path, mpl_format="png")
     before = Path.cwd()
     os.chdir(path.parent)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All tests: notebooks clean and exported, README made from its notebook, lint and types, notebooks run, pytest.
+# All tests: notebooks clean and exported, badges and table of contents right, README made from its notebook, lint and types, notebooks run, pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 before=$(git status --porcelain 2>/dev/null || true)
+python scripts/contents.py
 nbdev_clean
 find rethink_imagenet -name '*.py' ! -name '__init__.py' ! -name '__main__.py' -delete
 nbdev_export
@@ -11,7 +12,7 @@ python scripts/make_readme.py
 if [ "$(git status --porcelain 2>/dev/null || true)" != "$before" ]; then
     git status --porcelain >&2
     git diff --stat >&2
-    echo "not in step: notebooks not clean, the library not what they export, or README.md not index.ipynb" >&2
+    echo "not in step: notebooks not clean or without what scripts/contents.py writes, the library not what they export, or README.md not index.ipynb" >&2
     exit 1
 fi
 ruff check .
