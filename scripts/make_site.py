@@ -194,7 +194,7 @@ def front_page(book: Book, index: contents.Notebook, parts: list[int]) -> str:
     uses: dict[str, str] = {}
     for path in book.chapters:
         for folder in sorted((ROOT / "experiments").iterdir()):
-            if path.stem[0] == "8" and f"experiments/{folder.name}" in path.read_text(encoding="utf-8"):
+            if contents.part_of(path) == 8 and f"experiments/{folder.name}" in path.read_text(encoding="utf-8"):
                 uses.setdefault(folder.name, f"/{path.name}")
     rows = ["| part | what it is about |", "|---|---|"]
     rows += [f"| [{PARTS[number][0]}](/part-{number}.md) | {PARTS[number][1]} |" for number in parts]
@@ -222,9 +222,9 @@ def write_source(book: Book, folder: Path) -> None:
     (folder / "api").mkdir(parents=True)
     for path in book.chapters:
         (folder / path.name).write_text(json.dumps(chapter(book, path)), encoding="utf-8")
-    parts = sorted({int(path.stem[0]) for path in book.chapters})
+    parts = sorted({contents.part_of(path) for path in book.chapters})
     for number in parts:
-        paths = [path for path in book.chapters if int(path.stem[0]) == number]
+        paths = [path for path in book.chapters if contents.part_of(path) == number]
         (folder / f"part-{number}.md").write_text(part_page(book, number, paths), encoding="utf-8")
     index = contents.read(contents.NBS / "index.ipynb")
     (folder / "library.ipynb").write_text(json.dumps(library_page(book, index)), encoding="utf-8")
