@@ -64,7 +64,7 @@ def main() -> None:
             row("`rethink_train --dry-run`, embedded scenes: first line", f"{busy_first:.1f} s"),
             row("`rethink_train --dry-run`, embedded scenes: all", f"{busy:.1f} s"),
         ]
-        keep("commands", lines)
+        keep("commands", lines, rounds=times)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.results import keep, processor, row, spent
+from benchmarks.results import PROCESSOR, keep, processor, row, spent
 from rethink_imagenet.data.datasets import Polygons
 from rethink_imagenet.data.loading import TrainingSamples, training_batches
 from rethink_imagenet.data.splits import read_splits
@@ -316,6 +316,7 @@ def machine() -> str:
     return f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
 
 
+ROUNDS = {"step": 5, "detectron2": 5, "inference": 7, "pooling": 7, "data": 3}
 WALL = f"wall time of {torch.get_num_threads()} threads, the contenders taking turns in one run; the medians count"
 
 
@@ -331,7 +332,7 @@ def main(arguments: list[str]) -> None:
             rows.append(row(what, mine, named, ratio))
             print(f"| {' | '.join(found)} |", flush=True)
         if "--keep" in arguments and rows:
-            keep(name, rows, *([] if name == "data" else [WALL]))
+            keep(name, rows, PROCESSOR if name == "data" else WALL, ROUNDS.get(name, 1))
     print(machine())
 
 

@@ -145,7 +145,7 @@ def main() -> None:
             ours, other = f"{middle['all']:.1f} s", f"pycocotools {middle['pycocotools']:.1f} s"
             share = f"{100 * checks / middle['all']:.0f} %"
             lines = [row(what, ours, other, ratio), row(f"of it our checks, {plural}", f"{checks:.2f} s", "", share)]
-            keep(f"evaluation-{kind}", lines)
+            keep(f"evaluation-{kind}", lines, rounds=asked.times)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def main(share: float = 1, times: int = 3, kept: bool = False) -> None:
                 row(what, f"{seconds:.1f} s", f"{other} {index:.1f} s", index / seconds),
                 row("of it memory at most", f"{most:.2f} GB", f"json.load {most_of_json:.2f} GB", most_of_json / most),
             ]
-            keep("reading", lines)
+            keep("reading", lines, rounds=times)
         first, last = measure_workers(path)
         print(f"a worker has to itself {first:.2f} GB at first and {last:.2f} GB after all annotations")
 

@@ -31,12 +31,12 @@ def row(what: str, ours: str, other: str = "", ratio: float | str = "") -> dict[
     return {"what": what, "ours": ours, "other": other, "ratio": ratio if isinstance(ratio, str) else f"{ratio:.2f}"}
 
 
-def keep(name: str, rows: list[dict[str, str]], how: str = PROCESSOR) -> None:
-    """Write the lines of a benchmark, with the machine, the date, the load, the versions, and how time was taken."""
+def keep(name: str, rows: list[dict[str, str]], how: str = PROCESSOR, rounds: int = 1) -> None:
+    """Write the lines of a benchmark with machine, date, load, versions, how time was taken, and of how many rounds."""
     content: dict[str, Any] = {"machine": processor(), "system": platform.system(), "date": str(datetime.date.today())}
     if hasattr(os, "getloadavg"):
         content["load"] = round(os.getloadavg()[0], 1)
     content["versions"] = {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps(content | {"how": how, "rows": rows}, indent=1, ensure_ascii=False)
+    text = json.dumps(content | {"how": how, "rounds": rounds, "rows": rows}, indent=1, ensure_ascii=False)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")

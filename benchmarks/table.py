@@ -54,12 +54,13 @@ def note(found: list[dict[str, Any]]) -> str:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The table in Markdown; a benchmark without results says so."""
     notes = notes_of(results)
-    lines = ["| | ours | the other | ratio | run |", "|---|---|---|---|---|"]
+    lines = ["| | ours | the other | ratio | run, rounds |", "|---|---|---|---|---|"]
     for name, (what, _) in BENCHMARKS.items():
         rows = results[name]["rows"] if name in results else [row(what, "not measured")]
         for one in rows:
             cells = [one[key] for key in ("what", "ours", "other", "ratio")]
-            lines.append(f"| {' | '.join([*cells, notes.get(name, '')])} |")
+            run = f"{notes[name]}, {results[name].get('rounds', 1)}" if name in results else ""
+            lines.append(f"| {' | '.join([*cells, run])} |")
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, letter in notes.items():
         runs.setdefault(letter, []).append(results[name])

@@ -35,12 +35,12 @@ def test_a_benchmark_without_results_says_so() -> None:
 def test_runs_of_one_kind_share_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     results.keep("demo", [results.row("a step", "1 s", "2 s", 2.0)])
-    results.keep("data", [results.row("a batch", "3 s")])
+    results.keep("data", [results.row("a batch", "3 s")], rounds=4)
     found = {name: json.loads((tmp_path / f"results/{name}.json").read_text("utf-8")) for name in ("demo", "data")}
     found["demo"]["load"], found["data"]["load"] = 0.5, 1.5
     lines = table.table(found | {"step": found["demo"] | {"date": "2026-01-01"}})
-    assert "| a step | 1 s | 2 s | 2.00 | a |" in lines
-    assert "| a batch | 3 s |  |  | a |" in lines
+    assert "| a step | 1 s | 2 s | 2.00 | a, 1 |" in lines
+    assert "| a batch | 3 s |  |  | a, 4 |" in lines
     assert "- run b: " in lines and "- run c: " not in lines
     assert "The load of the machine was 0.5 to 1.5." in lines
 
