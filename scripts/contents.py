@@ -40,6 +40,11 @@ def chapters() -> list[Path]:
     return sorted(NBS.glob("[0-9][0-9]_*.ipynb"))
 
 
+def part_of(path: Path) -> int:
+    """The number of the part that a chapter is in: its tens, and 8 for all from 80 on."""
+    return min(int(path.stem[0]), max(TITLES))
+
+
 def read(path: Path) -> Notebook:
     """A notebook."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +114,7 @@ def table(times: dict[str, float]) -> str:
     lines = ["| chapter | what it is about | runs in |", "|---|---|---|"]
     part = None
     for path in chapters():
-        if (number := int(path.stem[0])) != part:
+        if (number := part_of(path)) != part:
             part = number
             lines.append(f"| **{TITLES[part]}** | | |")
         time = in_words(times[path.name]) if path.name in times else ""
@@ -145,6 +150,8 @@ def measured(path: Path) -> float:
 
 def measure(numbers: list[str], times: dict[str, float]) -> None:
     """Measure chapters, those without a time if none is named. A time stays where the new one is about the same."""
+    for name in set(times) - {path.name for path in chapters()}:
+        del times[name]  # a chapter that is gone
     for path in chapters():
         wanted = path.stem[:2] in numbers or "all" in numbers or (not numbers and path.name not in times)
         if wanted:
