@@ -21,7 +21,7 @@ BENCHMARKS = {  # the lines of the table in order: what is measured, and the wor
     "commands": ("`--help`, dry run", "commands.py --keep"),
     "evaluation-box": ("COCO's figures, boxes", "evaluation.py --keep"),
     "evaluation-mask": ("COCO's figures, masks", "evaluation.py --kind mask --keep"),
-    "reading": ("annotations of 860,001 instances", "reading.py --keep"),
+    "reading": ("annotations in COCO's format", "reading.py --keep"),
     "data": ("JPEG to batch", "detector.py data --keep"),
     "demo": ("training step of the embedded demo", "engine.py step --keep"),
     "step": ("training step, R50-FPN GN", "detector.py step --keep"),
@@ -39,10 +39,16 @@ def notes_of(results: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def described(found: dict[str, Any]) -> str:
-    """On what, when and how a benchmark was run."""
+    """On what, when and how a benchmark was run, but for the load of the machine."""
     versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
-    load = f", load {found['load']}" if found.get("load") else ""
-    return f"{found['machine']}, {found['date']}{load}: {found['how']}. {versions}."
+    return f"{found['machine']}, {found['date']}: {found['how']}. {versions}."
+
+
+def note(found: list[dict[str, Any]]) -> str:
+    """What the runs of one letter have in common, and the load of the machine at their ends."""
+    loads = [one["load"] for one in found if "load" in one]
+    told = f" The load of the machine was {min(loads)} to {max(loads)}." if loads else ""
+    return described(found[0]) + told
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -54,8 +60,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         for one in rows:
             cells = [one[key] for key in ("what", "ours", "other", "ratio")]
             lines.append(f"| {' | '.join([*cells, notes.get(name, '')])} |")
-    told = {notes[name]: described(found) for name, found in results.items()}
-    return "\n".join([*lines, "", *(f"- run {letter}: {text}" for letter, text in told.items())])
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, letter in notes.items():
+        runs.setdefault(letter, []).append(results[name])
+    return "\n".join([*lines, "", *(f"- run {letter}: {note(found)}" for letter, found in runs.items())])
 
 
 def written(text: str, lines: str) -> str:

@@ -37,11 +37,12 @@ def test_runs_of_one_kind_share_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path
     results.keep("demo", [results.row("a step", "1 s", "2 s", 2.0)])
     results.keep("data", [results.row("a batch", "3 s")])
     found = {name: json.loads((tmp_path / f"results/{name}.json").read_text("utf-8")) for name in ("demo", "data")}
-    found["data"]["load"] = found["demo"]["load"] = 1.5
+    found["demo"]["load"], found["data"]["load"] = 0.5, 1.5
     lines = table.table(found | {"step": found["demo"] | {"date": "2026-01-01"}})
     assert "| a step | 1 s | 2 s | 2.00 | a |" in lines
     assert "| a batch | 3 s |  |  | a |" in lines
     assert "- run b: " in lines and "- run c: " not in lines
+    assert "The load of the machine was 0.5 to 1.5." in lines
 
 
 def test_each_script_of_the_table_exists() -> None:
