@@ -26,6 +26,7 @@ add_module_names = False
 extensions = ["myst_nb"]
 
 nb_execution_mode = "off"  # the outputs are those that stand in the notebooks
+nb_render_markdown_format = "myst"
 nb_number_source_lines = False
 nb_code_prompt_show = "Show the code: {type}"
 nb_code_prompt_hide = "Hide the code: {type}"

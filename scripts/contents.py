@@ -150,6 +150,8 @@ def measured(path: Path) -> float:
 
 def measure(numbers: list[str], times: dict[str, float]) -> None:
     """Measure chapters, those without a time if none is named. A time stays where the new one is about the same."""
+    for name in set(times) - {path.name for path in chapters()}:
+        del times[name]  # a chapter that is gone
     for path in chapters():
         wanted = path.stem[:2] in numbers or "all" in numbers or (not numbers and path.name not in times)
         if wanted:

@@ -20,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import api_pages
 import contents
 
-from rethink_imagenet.tools.experiments import evidence_table
-
 ROOT = contents.ROOT
 PARTS = {
     0: ("Begin", "The question, and what every other part uses."),
@@ -36,6 +34,7 @@ PARTS = {
 }
 LINK = re.compile(r"(?<!!)\[((?:[^][]|\[[^]]*\])+)\]\(([^)\s]+)\)")
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`(?!\]))", re.DOTALL)
+FIRST_OF_LIBRARY = "## The main job\n"
 Cell = dict[str, Any]
 
 
@@ -49,6 +48,8 @@ class Book:
         self.chapters = [path for path in every if not numbers or path.stem[:2] in numbers]
         self.names = {path.stem for path in self.chapters}
         self.labels = {path.stem: labels_of(contents.read(path), path.stem) for path in every}
+        self.missing: list[str] = []
+        self.page = "nbs/index.ipynb"  # that is being written
         self.blob = f"{self.config['git_url']}/blob/{self.config['branch']}"
 
     def link(self, text: str, target: str) -> str:
@@ -62,6 +63,9 @@ class Book:
             label = self.labels[stem].get(name[1]) if name and not anchor else None
             return f"[{text}](#{label})" if label else f"[{text}](/{stem}.ipynb{'#' + anchor if anchor else ''})"
         place = f"nbs/{path}" if (ROOT / "nbs" / path).exists() else path
+        if not (ROOT / place).exists():
+            self.missing.append(f"{self.page}: [{text}]({target}) leads to no file")
+            return text
         return f"[{text}]({self.blob}/{place})"
 
     def linked(self, text: str) -> str:
@@ -96,12 +100,24 @@ def directives(source: str) -> dict[str, str]:
 
 
 def alt(source: str) -> str:
-    """What a picture shows, in the words of the code that draws it."""
+    """What a picture shows: its `fig-alt`, or the titles in the code that draws it."""
+    if told := directives(source).get("fig-alt"):
+        return told
     titles = re.findall(r"(?:title|suptitle)\(\s*f?\"([^\"{}]+)\"", source) + re.findall(r'title=f?"([^"{}]+)"', source)
     return "Plot: " + ", ".join(titles) if titles else "Picture drawn by the code above"
 
 
-def code_cell(cell: Cell) -> Cell | None:
+def put_out(book: Book, output: dict[str, Any]) -> dict[str, Any]:
+    """An output, with links of the site. A table in it may name chapters that are still to be written."""
+    text, missing = output.get("data", {}).get("text/markdown"), list(book.missing)
+    if not text:
+        return output
+    linked = book.linked("".join(text))
+    book.missing = missing
+    return output | {"data": {"text/markdown": linked}}
+
+
+def code_cell(book: Book, cell: Cell) -> Cell | None:
     """A code cell as a reader wants it: without directives, folded if it is a solution. None if it is for nbdev."""
     source = "".join(cell["source"])
     found = directives(source)
@@ -118,7 +134,11 @@ def code_cell(cell: Cell) -> Cell | None:
             )
     if found.get("echo") == "false":
         metadata["tags"] = ["remove-input"]
-    return cell | {"source": shown, "metadata": metadata}
+    return cell | {
+        "source": shown,
+        "metadata": metadata,
+        "outputs": [put_out(book, found) for found in cell["outputs"]],
+    }
 
 
 def bar(book: Book, path: Path, module: str | None) -> str:
@@ -136,6 +156,7 @@ def bar(book: Book, path: Path, module: str | None) -> str:
 def chapter(book: Book, path: Path) -> contents.Notebook:
     """A chapter as a page of the site."""
     notebook = contents.read(path)
+    book.page = f"nbs/{path.name}"
     first, *others = [cell for cell in notebook["cells"] if cell.get("id") not in ("badges", "install")]
     module = api_pages.module_of(notebook)
     title = re.sub(r"(?m)^# .*", f"# {book.title(path)}", "".join(first["source"]), count=1)
@@ -145,7 +166,7 @@ def chapter(book: Book, path: Path) -> contents.Notebook:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             cells.append(cell | {"source": book.linked(source)})
-        elif shown := code_cell(cell):
+        elif shown := code_cell(book, cell):
             names = re.findall(r"(?m)^(?:async def|def|class) (\w+)", source)
             found = [label for name in names if (label := labels.pop(name, None))]
             if found:
@@ -174,46 +195,46 @@ def part_page(book: Book, number: int, paths: list[Path]) -> str:
     return "\n\n".join([f"# {title}", sentence, "\n".join(rows), tree(entries, "hidden", ":maxdepth: 1")]) + "\n"
 
 
-def library_page(book: Book, index: contents.Notebook) -> contents.Notebook:
-    """The README below its head as a page: commands, systems, models."""
-    cells = []
-    for i, cell in enumerate(index["cells"]):
+def split_index(book: Book) -> tuple[list[Cell], list[Cell]]:
+    """The cells of the index: those of the front page, and from the first section on the library those of its page."""
+    sides: tuple[list[Cell], list[Cell]] = ([], [])
+    late = False
+    for cell in contents.read(contents.NBS / "index.ipynb")["cells"]:
         source = "".join(cell["source"])
-        if i == 0:
-            source = "# The library\n\n" + source[source.index("\n## ") + 1 :]
-        source = re.sub(r"(?ms)^## The chapters\n.*?(?=^## |\Z)", "", source)
-        shown = cell | {"source": book.linked(source)} if cell["cell_type"] == "markdown" else code_cell(cell)
-        if shown:
-            cells.append(shown)
-    return index | {"cells": cells}
+        if cell["cell_type"] == "code":
+            sides[late].append(cell)
+            continue
+        early, mark, rest = ("", "", source) if late else source.partition(FIRST_OF_LIBRARY)
+        late = late or bool(mark)
+        text = re.sub(r"(?ms)^## The chapters\n.*?(?=^## |\Z)", "", mark + rest)
+        for side, part in zip(sides, (early, text) if late else (source, ""), strict=True):
+            if part.strip():
+                side.append(cell | {"source": part})
+    if not late:
+        sys.exit(f"nbs/index.ipynb: no section {FIRST_OF_LIBRARY!r}, with which the page of the library begins")
+    return sides
 
 
-def front_page(book: Book, index: contents.Notebook, parts: list[int]) -> str:
-    """The head of the README, the evidence, and the parts."""
-    head = "".join(index["cells"][0]["source"]).split("\n## ")[0].strip()
-    uses: dict[str, str] = {}
-    for path in book.chapters:
-        for folder in sorted((ROOT / "experiments").iterdir()):
-            if contents.part_of(path) == 8 and f"experiments/{folder.name}" in path.read_text(encoding="utf-8"):
-                uses.setdefault(folder.name, f"/{path.name}")
+def page_of(book: Book, cells: list[Cell]) -> contents.Notebook:
+    """A notebook with cells of the index."""
+    shown = [
+        cell | {"source": book.linked(cell["source"])} if cell["cell_type"] == "markdown" else code_cell(book, cell)
+        for cell in cells
+    ]
+    return contents.read(contents.NBS / "index.ipynb") | {"cells": [cell for cell in shown if cell]}
+
+
+def front_page(book: Book, cells: list[Cell], parts: list[int]) -> contents.Notebook:
+    """The head of the README with the evidence, then the parts of the book."""
     rows = ["| part | what it is about |", "|---|---|"]
     rows += [f"| [{PARTS[number][0]}](/part-{number}.md) | {PARTS[number][1]} |" for number in parts]
-    evidence = evidence_table(ROOT / "experiments", uses)
-    return "\n\n".join(
-        [
-            book.linked(head),
-            "[The library](/library.ipynb) says how it is installed and used on your own data, "
-            "and [the API](/api/index.md) lists every public name.",
-            "## The evidence",
-            "What the paper claims, what was found here, and how sure it is. A difference is from scratch minus "
-            "pre-trained, with its 95 % interval.",
-            evidence,
-            "## The parts of the book",
-            "\n".join(rows),
-            tree([f"part-{number}" for number in parts], "hidden", ":caption: The book", ":maxdepth: 2"),
-            tree(["library", "api/index"], "hidden", ":caption: The library", ":maxdepth: 2"),
-        ]
-    )
+    ways = "[The library](/library.ipynb) says how it is installed and used on your own data, and "
+    ways += "[the API](/api/index.md) lists every public name."
+    book_tree = tree([f"part-{number}" for number in parts], "hidden", ":caption: The book", ":maxdepth: 2")
+    library_tree = tree(["library", "api/index"], "hidden", ":caption: The library", ":maxdepth: 2")
+    text = "\n\n".join(["## The parts of the book", "\n".join(rows), ways, book_tree, library_tree])
+    notebook = page_of(book, cells)
+    return notebook | {"cells": [*notebook["cells"], contents.cell("markdown", "parts", text)]}
 
 
 def write_source(book: Book, folder: Path) -> None:
@@ -226,9 +247,13 @@ def write_source(book: Book, folder: Path) -> None:
     for number in parts:
         paths = [path for path in book.chapters if contents.part_of(path) == number]
         (folder / f"part-{number}.md").write_text(part_page(book, number, paths), encoding="utf-8")
-    index = contents.read(contents.NBS / "index.ipynb")
-    (folder / "library.ipynb").write_text(json.dumps(library_page(book, index)), encoding="utf-8")
-    (folder / "index.md").write_text(front_page(book, index, parts) + "\n", encoding="utf-8")
+    book.page = "nbs/index.ipynb"
+    front, library = split_index(book)
+    title = contents.cell("markdown", "title", "# The library")
+    for name, page in (("index", front_page(book, front, parts)), ("library", page_of(book, library))):
+        if name == "library":
+            page["cells"].insert(0, title)
+        (folder / f"{name}.ipynb").write_text(json.dumps(page), encoding="utf-8")
     chapters = {module: path for path in book.chapters if (module := api_pages.module_of(contents.read(path)))}
     titles = {path.stem: book.title(path) for path in book.chapters}
     for name, text in api_pages.pages(chapters, titles, book.labels).items():
@@ -292,7 +317,7 @@ def main() -> None:
     command += ["-d", str(arguments.out / "doctrees"), str(source), str(html)]
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit("the site has faults, see above")
-    if broken := faults(html):
+    if broken := book.missing + faults(html):
         sys.exit("\n".join([*broken, f"{len(broken)} faults in the links of the site"]))
     print(f"the site is {html / 'index.html'}")
 

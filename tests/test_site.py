@@ -27,6 +27,9 @@ MODULES = sorted(
 )
 
 
+BOOK = make_site.Book(["30", "31"])
+
+
 def code(source: str, outputs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """A code cell."""
     return contents.cell("code", "some", source) | {"outputs": outputs or []}
@@ -61,20 +64,22 @@ def test_the_table_of_contents_has_every_chapter() -> None:
 
 
 def test_code_as_a_reader_sees_it() -> None:
-    shown = make_site.code_cell(code("#| exports\ndef twice(x): return 2 * x"))
+    shown = make_site.code_cell(BOOK, code("#| exports\ndef twice(x): return 2 * x"))
     assert shown is not None and shown["source"] == "def twice(x): return 2 * x"
     assert "tags" not in shown["metadata"]
-    folded = make_site.code_cell(code("#| code-fold: true\n# Solutions\nassert 2 > 1"))
+    folded = make_site.code_cell(BOOK, code("#| code-fold: true\n# Solutions\nassert 2 > 1"))
     assert folded is not None and folded["source"] == "# Solutions\nassert 2 > 1"
     assert folded["metadata"]["tags"] == ["hide-input"]
     assert folded["metadata"]["mystnb"]["code_prompt_show"] == "Show solutions"
-    assert make_site.code_cell(code("#| default_exp detection.boxes")) is None
-    assert make_site.code_cell(code("#| hide\nimport os")) is None
+    assert make_site.code_cell(BOOK, code("#| default_exp detection.boxes")) is None
+    assert make_site.code_cell(BOOK, code("#| hide\nimport os")) is None
+    picture = "#| fig-alt: three boxes\nplt.title('boxes')"
+    assert make_site.alt(picture) == "three boxes"
     assert make_site.alt('axis.set_title("three anchors")') == "Plot: three anchors"
 
 
 def test_links_go_to_the_site_or_to_the_repository() -> None:
-    book = make_site.Book(["30", "31"])
+    book = BOOK
     assert book.linked("[boxes](30_boxes.ipynb)") == "[boxes](/30_boxes.ipynb)"
     assert book.linked("[`encode`](30_boxes.ipynb)") == "[`encode`](#def-30-encode)"
     assert book.linked("[a](nbs/31_suppression.ipynb)") == "[a](/31_suppression.ipynb)"
@@ -82,6 +87,11 @@ def test_links_go_to_the_site_or_to_the_repository() -> None:
     assert book.linked("[loop](44_loop.ipynb)") == f"[loop]({book.blob}/nbs/44_loop.ipynb)"
     for same in ("[paper](https://arxiv.org/abs/1811.08883)", "`[a](30_boxes.ipynb)`", "[here](#deltas)"):
         assert book.linked(same) == same
+    assert book.missing == []
+    table = {"output_type": "execute_result", "data": {"text/markdown": "[a](nbs/30_boxes.ipynb) [b](nbs/99_b.ipynb)"}}
+    assert make_site.put_out(book, table)["data"]["text/markdown"] == "[a](/30_boxes.ipynb) b"
+    assert book.missing == []
+    assert make_site.Book(["30"]).linked("[b](99_b.ipynb)") == "b"
 
 
 def test_an_unknown_chapter_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
