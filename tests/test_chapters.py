@@ -75,7 +75,6 @@ def has_badges(chapter: Path) -> bool:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-@pytest.mark.xfail(not any(map(has_badges, CHAPTERS)), reason="scripts/contents.py has not written them yet")
 def test_a_chapter_can_be_opened_elsewhere(chapter: Path) -> None:
     _, badges, install = json.loads(chapter.read_text(encoding="utf-8"))["cells"][:3]
     text = "".join(badges["source"])

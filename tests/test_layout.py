@@ -20,9 +20,9 @@ MODULES = sorted(".".join(path.relative_to(LIBRARY).with_suffix("").parts) for p
 
 
 def code_of(notebook: Path) -> list[str]:
-    """The source of each code cell."""
+    """The source of each code cell, without the lines that are the notebook's own commands."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [re.sub(r"(?m)^[%!].*$", "", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
 
 
 def number_of_module() -> dict[str, str]:
