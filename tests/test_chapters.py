@@ -69,11 +69,6 @@ def test_a_chapter_closes_with_a_link_to_the_next(number: int) -> None:
     assert CHAPTERS[number + 1].name in {target for _, target in links_of("".join(last["source"]))}
 
 
-def has_badges(chapter: Path) -> bool:
-    """Whether scripts/contents.py has been run over a chapter."""
-    return '"id": "badges"' in chapter.read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_can_be_opened_elsewhere(chapter: Path) -> None:
     _, badges, install = json.loads(chapter.read_text(encoding="utf-8"))["cells"][:3]
