@@ -464,8 +464,9 @@ def carry_on(
     missing |= {arm.begins_from for arm in study.arms if arm.name in missing}
     left = tuple(arm for arm in study.arms if arm.name in missing)
     try:
-        if left:
-            run_study(replace(study, arms=left))
+        for seed in sorted({arm.experiment.plan.seed for arm in left}):  # whole pairs of arms, one after the other
+            run_study(replace(study, arms=tuple(arm for arm in left if arm.experiment.plan.seed == seed)))
+            keep(design, study, folder)
     finally:
         keep(design, study, folder)
     return len(kept_runs(design, folder)) == len(_all_runs(study))
