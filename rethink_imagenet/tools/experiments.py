@@ -726,7 +726,11 @@ def seeds_plot(
             fields.setdefault((system, images), []).extend(runs)
     columns, several = min(3, len(fields) or 1), len({images for _, images in fields}) > 1
     rows = -(-len(fields) // columns) or 1
-    figure = Figure(figsize=(2.2 + 2.6 * columns, 0.6 + 2.4 * rows), dpi=72, layout="constrained")
+    figure = Figure(
+        figsize=(max(7, 2.2 + 2.6 * columns), 0.6 + (3 if rows * columns == 1 else 2.4) * rows),
+        dpi=72,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for ax, ((system, images), runs) in zip(axes, fields.items(), strict=False):
