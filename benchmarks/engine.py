@@ -81,11 +81,24 @@ def overhead(
     return wall / (settings.schedule.iterations - warm_up), 100 * (1 - clock.seconds / wall)
 
 
+def scenes(folder: Path) -> TrainingSamples:
+    """What the small detector is trained on: 400 scenes of 96 pixels, 8 at a time."""
+    root = write_scenes(folder / "scenes", train=400, val=1)
+    return TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
+
+
+def small_run(folder: Path) -> tuple[TrainingSamples, Run]:
+    """The small detector at the beginning of its training."""
+    samples = scenes(folder)
+    settings = RunSettings(Schedule(400, (300,), rate=0.02, warmup=20), batch=8, save_every=1000)
+    seed_everything(0)
+    return samples, Run(build(DEMO).train(), settings, folder / "demo", {})
+
+
 def demo() -> None:
     """The main job's small detector: batches of 8 scenes, its log and checkpoints as often as they come there."""
     with tempfile.TemporaryDirectory() as temporary:
-        root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
-        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
+        samples = scenes(Path(temporary))
         schedule = Schedule(400, (300,), rate=0.02, warmup=20)
         settings = RunSettings(schedule, batch=8, save_every=180)
         seconds, share = overhead(DEMO, samples, settings, workers=1, warm_up=20)
@@ -96,11 +109,7 @@ def step() -> None:
     """The processor time of a training step of the small detector, data included, on one thread."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
-        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
-        settings = RunSettings(Schedule(400, (300,), rate=0.02, warmup=20), batch=8, save_every=1000)
-        seed_everything(0)
-        run, seconds = Run(build(DEMO).train(), settings, Path(temporary) / "demo", {}), []
+        (samples, run), seconds = small_run(Path(temporary)), []
         start = time.process_time()
         for batch in training_batches(samples, 8, 0, 60, 0):
             run.step(batch)
@@ -199,11 +208,7 @@ def profile() -> None:
     """Where a step's time goes: the small detector on 8 scenes, and the paper's on two images of 480x640."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        root = write_scenes(Path(temporary) / "scenes", train=400, val=1)
-        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
-        settings = RunSettings(Schedule(400, (300,), rate=0.02, warmup=20), batch=8, save_every=1000)
-        seed_everything(0)
-        run = Run(build(DEMO).train(), settings, Path(temporary) / "demo", {})
+        samples, run = small_run(Path(temporary))
         profiled("demo, 8 scenes of 96 px", run, list(training_batches(samples, 8, 0, 40, 0)))
         pictures, targets = made_up_batch()
         seed_everything(0)

@@ -21,10 +21,17 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 NBS = ROOT / "nbs"
 SECONDS = NBS / "seconds.json"
-TITLES = {
-    0: "begin", 1: "`data`", 2: "`networks`", 3: "`detection`", 4: "`training`", 5: "`evaluation`", 6: "`study`",
-    7: "`tools`", 8: "evidence",
-}  # fmt: skip
+PARTS = {  # title, and what it is about
+    0: ("Begin", "The question, and what every other part uses."),
+    1: ("Data", "What a data set holds, how it is read and checked, and how images become batches."),
+    2: ("Networks", "Normalization, the bodies of detectors, and the feature pyramid."),
+    3: ("Detection", "Boxes, proposals, RoIAlign, the heads, and the detectors that are assembled from them."),
+    4: ("Training", "Schedules, checkpoints, the loop, several processes, and several runs."),
+    5: ("Evaluation", "Average precision, and what the difference of two detectors is worth."),
+    6: ("Study", "Both arms on schedules of several lengths, the verdict, and the recipes of the paper."),
+    7: ("Tools", "Pictures, conversion, the commands, and your own data."),
+    8: ("Evidence", "A chapter for each claim of the paper: what was run here, and what it shows."),
+}
 Notebook = dict[str, Any]
 
 
@@ -116,7 +123,7 @@ def table(times: dict[str, float]) -> str:
     for path in chapters():
         if (number := part_of(path)) != part:
             part = number
-            lines.append(f"| **{TITLES[part]}** | | |")
+            lines.append(f"| **{PARTS[part][0]}** | | |")
         time = in_words(times[path.name]) if path.name in times else ""
         lines.append(f"| [{path.stem}](nbs/{path.name}) | {subtitle(read(path))} | {time} |")
     return "\n".join(lines)

@@ -21,17 +21,6 @@ import api_pages
 import contents
 
 ROOT = contents.ROOT
-PARTS = {
-    0: ("Begin", "The question, and what every other part uses."),
-    1: ("Data", "What a data set holds, how it is read and checked, and how images become batches."),
-    2: ("Networks", "Normalization, the bodies of detectors, and the feature pyramid."),
-    3: ("Detection", "Boxes, proposals, RoIAlign, the heads, and the detectors that are assembled from them."),
-    4: ("Training", "Schedules, checkpoints, the loop, several processes, and several runs."),
-    5: ("Evaluation", "Average precision, and what the difference of two detectors is worth."),
-    6: ("Study", "Both arms on schedules of several lengths, the verdict, and the recipes of the paper."),
-    7: ("Tools", "Pictures, conversion, the commands, and your own data."),
-    8: ("Evidence", "A chapter for each claim of the paper: what was run here, and what it shows."),
-}
 LINK = re.compile(r"(?<!!)\[((?:[^][]|\[[^]]*\])+)\]\(([^)\s]+)\)")
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`(?!\]))", re.DOTALL)
 FIRST_OF_LIBRARY = "## The main job\n"
@@ -185,7 +174,7 @@ def tree(entries: list[str], *options: str) -> str:
 
 def part_page(book: Book, number: int, paths: list[Path]) -> str:
     """The page of a part: its chapters, what each is about, and how long it runs."""
-    title, sentence = PARTS[number]
+    title, sentence = contents.PARTS[number]
     rows = ["| chapter | what it is about | runs in |", "|---|---|---|"]
     for path in paths:
         time = contents.in_words(book.times[path.name]) if path.name in book.times else ""
@@ -227,7 +216,7 @@ def page_of(book: Book, cells: list[Cell]) -> contents.Notebook:
 def front_page(book: Book, cells: list[Cell], parts: list[int]) -> contents.Notebook:
     """The head of the README with the evidence, then the parts of the book."""
     rows = ["| part | what it is about |", "|---|---|"]
-    rows += [f"| [{PARTS[number][0]}](/part-{number}.md) | {PARTS[number][1]} |" for number in parts]
+    rows += [f"| [{contents.PARTS[number][0]}](/part-{number}.md) | {contents.PARTS[number][1]} |" for number in parts]
     ways = "[The library](/library.ipynb) says how it is installed and used on your own data, and "
     ways += "[the API](/api/index.md) lists every public name."
     book_tree = tree([f"part-{number}" for number in parts], "hidden", ":caption: The book", ":maxdepth: 2")

@@ -12,16 +12,16 @@ from nbdev.config import get_config
 from nbdev.process import NBProcessor
 from PIL import Image
 
-LARGE = 20_000  # bytes of a stored picture; a larger one is stored with 256 colours
+LARGE = 20_000  # bytes of a stored picture; a larger one is stored with 128 colours
 
 
 def smaller(png: str) -> str:
-    """A picture in base64, with 256 colours if it is large: a third of the bytes, and the same to the eye."""
+    """A picture in base64, with 128 colours if it is large: a third of the bytes, and the same to the eye."""
     content = base64.b64decode(png)
     if len(content) < LARGE:
         return png
     stored = io.BytesIO()
-    Image.open(io.BytesIO(content)).convert("RGB").quantize(256).save(stored, "PNG", optimize=True)
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(128).save(stored, "PNG", optimize=True)
     return base64.b64encode(min(content, stored.getvalue(), key=len)).decode()
 
 

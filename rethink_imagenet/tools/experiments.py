@@ -463,12 +463,11 @@ def carry_on(
     missing = {run.training for run in _all_runs(study) if run.folder not in there}
     missing |= {arm.begins_from for arm in study.arms if arm.name in missing}
     left = tuple(arm for arm in study.arms if arm.name in missing)
-    try:
-        for seed in sorted({arm.experiment.plan.seed for arm in left}):  # whole pairs of arms, one after the other
+    for seed in sorted({arm.experiment.plan.seed for arm in left}):
+        try:
             run_study(replace(study, arms=tuple(arm for arm in left if arm.experiment.plan.seed == seed)))
+        finally:
             keep(design, study, folder)
-    finally:
-        keep(design, study, folder)
     return len(kept_runs(design, folder)) == len(_all_runs(study))
 
 
