@@ -21,6 +21,7 @@ BENCHMARKS = {  # the lines of the table in order: what is measured, and the wor
     "commands": ("`--help`, dry run", "commands.py --keep"),
     "evaluation-box": ("COCO's figures, boxes", "evaluation.py --keep"),
     "evaluation-mask": ("COCO's figures, masks", "evaluation.py --kind mask --keep"),
+    "resampling": ("interval of a comparison", "resampling.py --keep"),
     "reading": ("annotations in COCO's format", "reading.py --keep"),
     "data": ("JPEG to batch", "detector.py data --keep"),
     "demo": ("training step of the embedded demo", "engine.py step --keep"),
