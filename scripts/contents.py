@@ -92,7 +92,9 @@ def install(config: dict[str, str]) -> str:
         [
             "#| eval: false",
             "# In Colab, run this cell first: it installs the library and changes into the folder of the chapters.",
-            f"!git clone -q --depth 1 {url} && pip install -q ./{repo}",
+            "%cd /content",
+            f"!test -d {repo} || git clone -q --depth 1 {url}",
+            f"!pip install -q ./{repo}",
             f"%cd {repo}/nbs",
         ]
     )

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +137,21 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     ]
 
 
-MEASURE = """<script>onload = () => {
-  const found = [...document.querySelectorAll("iframe")].map(frame => {
+MEASURE = """<script>onload = async () => {
+  const found = []
+  for (const frame of document.querySelectorAll("iframe")) {
     const view = frame.contentWindow, page = view.document
-    return {page: frame.dataset.page, width: view.innerWidth, scrolls: page.documentElement.scrollWidth,
+    const script = page.createElement("script")
+    await new Promise(done => { script.onload = done; script.src = "/axe.js"; page.head.append(script) })
+    const {violations} = await view.axe.run(page, {resultTypes: ["violations"], iframes: false})
+    found.push({page: frame.dataset.page, width: view.innerWidth, scrolls: page.documentElement.scrollWidth,
             dark: view.getComputedStyle(page.body).backgroundColor, equations: page.querySelectorAll("math").length,
             wide: Math.max(0, ...[...page.querySelectorAll("math")].map(e => e.getBoundingClientRect().width)),
             empty: [...page.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src),
             unnamed: [...page.images].filter(image => !image.alt).length,
-            folded: page.querySelectorAll("details.hide").length}
-  })
+            folded: page.querySelectorAll("details.hide").length,
+            barriers: violations.map(one => `${one.id}: ${one.nodes[0].html.slice(0, 120)}`)})
+  }
   document.body.innerHTML = "<pre></pre>"
   document.body.firstChild.textContent = JSON.stringify(found)
 }</script>"""
@@ -159,26 +165,29 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def opened(site: Path, pages: list[str], dark: bool, profile: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What a browser finds in pages that are 390 and 1280 pixels wide, and what it writes to its console."""
+    """What a browser and axe find in pages that are 390 and 1280 pixels wide, and what goes to the console."""
     frames = [
         f'<iframe loading=eager width={width} height=844 data-page="{page}" src="{page}"></iframe>'
         for width in (390, 1280)
         for page in pages
     ]
     (site / "frames.html").write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(frames)}{MEASURE}")
+    (site / "axe.js").write_bytes((files("axe_core_python") / "axe.min.js").read_bytes())
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
         "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--enable-logging=stderr",
-        "--v=0", "--dump-dom", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--v=0", "--dump-dom", "--virtual-time-budget=60000",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         f"http://127.0.0.1:{server.server_address[1]}/frames.html",
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     finally:
         server.shutdown()
-        (site / "frames.html").unlink()
+        for name in ("frames.html", "axe.js"):
+            (site / name).unlink()
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "frames.html" not in line]
     written = re.search("<pre>(.*)</pre>", done.stdout, re.DOTALL)
     assert written, done.stdout[-2000:] + done.stderr[-2000:]
@@ -188,13 +197,25 @@ def opened(site: Path, pages: list[str], dark: bool, profile: Path) -> tuple[lis
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site with three chapters."""
-    for package in ("sphinx", "myst_nb", "furo", "latex2mathml", "ziamath"):
+    for package in ("sphinx", "myst_nb", "furo", "latex2mathml", "ziamath", "axe_core_python"):
         pytest.importorskip(package, reason="pip install -e '.[docs]'")
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, str(ROOT / "scripts/make_site.py"), "01", "11", "30", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out / "html"
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@in_a_browser
+def test_what_shuts_readers_out_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("axe_core_python", reason="pip install -e '.[docs]'")
+    page = "<!doctype html><title>x</title><body><img src=a.png><p style='color:#aaa;background:#fff'>grey</p>"
+    (tmp_path / "x.html").write_text(page)
+    found, _ = opened(tmp_path, ["x.html"], False, tmp_path / "profile")
+    for frame in found:
+        assert {"color-contrast", "html-has-lang", "image-alt"} <= {one.partition(":")[0] for one in frame["barriers"]}
 
 
 @pytest.mark.slow
@@ -210,6 +231,7 @@ def test_the_site_in_a_browser(site: Path, tmp_path: Path, dark: bool) -> None:
     for frame in found:
         assert frame["scrolls"] <= frame["width"], frame
         assert frame["empty"] == [] and frame["unnamed"] == 0
+        assert frame["barriers"] == [], frame["page"]
         assert (sum(map(int, re.findall(r"\d+", frame["dark"])[:3])) < 150) == dark
         if frame["page"] == "30_boxes.html":
             assert frame["equations"] > 10 and frame["wide"] > 50

@@ -682,11 +682,20 @@ def gap_table(
             if not all(arms):
                 continue
             for kind, key in metrics:
-                scratch, tuned = (float(np.mean([cast(Any, run)[kind][key] for run in arm])) for arm in arms)
                 row = {"system": system} if system else {}
-                row |= {"schedule": f"{n:g}x", "metric": f"{kind} {key}", "from scratch": f"{scratch:.1f}"}
-                table.append(row | {"with pre-training": f"{tuned:.1f}", "gap": f"{scratch - tuned:+.1f}"})
+                figures = ({run["seed"]: float(cast(Any, run)[kind][key]) for run in arm} for arm in arms)
+                table.append(row | {"schedule": f"{n:g}x", "metric": f"{kind} {key}"} | _gap_row(*figures))
     return table
+
+
+def _gap_row(scratch: dict[int, float], tuned: dict[int, float]) -> dict[str, str]:
+    "The figures of both arms, by seed, in a row of the table"
+    means = float(np.mean(list(scratch.values()))), float(np.mean(list(tuned.values())))
+    return {
+        "from scratch": f"{means[0]:.1f}", "pre-trained": f"{means[1]:.1f}", "gap": f"{means[0] - means[1]:+.1f}",
+        "by seed": " ".join(f"{one - tuned[seed]:+.1f}" for seed, one in scratch.items() if seed in tuned),
+        "share": f"{100 * means[0] / means[1]:.0f} %" if means[1] else "-",
+    }  # fmt: skip
 
 # %% ../../nbs/74_experiments.ipynb #0f61c58b
 def design_text(

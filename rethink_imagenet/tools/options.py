@@ -511,7 +511,7 @@ def parser_of(
 ) -> argparse.ArgumentParser:
     "The parser of a command; what is not typed is not in its result"
     command = COMMANDS[name]
-    parser = _Parser(name, description=cleandoc(command.__doc__ or ""), formatter_class=_Help)
+    parser = _Parser(name, description=cleandoc(command.__doc__ or ""), formatter_class=_Help, allow_abbrev=False)
     for option in options_of(command):
         told = option.told + (f" (default: {option.default})" if option.default not in ("", 0, False, None) else "")
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": told.replace("%", "%%")}
