@@ -358,7 +358,7 @@ class Operation(NamedTuple):
 
 
 def _flop(name: Any, args: Any, out: Any) -> float:
-    "The arithmetic of an operation; PyTorch's own count of a convolution's way back forgets its groups"
+    "The arithmetic of an operation; PyTorch's own count of a convolution's backward pass forgets its groups"
     if name == torch.ops.aten.convolution:
         x, weight, transposed, ways = args[0], args[1], args[6], 1
         y = out
@@ -487,7 +487,7 @@ class Step:
 
     forward: float
     backward: float
-    all_reduce: float  # of the gradients, beside the way back
+    all_reduce: float  # of the gradients, beside the backward pass
     norms: float  # that wait for each other
     update: float  # of the weights
     data: float  # beside all else

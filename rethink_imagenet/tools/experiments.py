@@ -111,7 +111,7 @@ class System:
 
 @dataclass(frozen=True)
 class Comparison:
-    "Two arms of different systems that are held against each other"
+    "Two arms of different systems that are compared with each other"
 
     name: str
     first: tuple[str, ...]  # system and arm
