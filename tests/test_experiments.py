@@ -91,6 +91,13 @@ def test_a_chapter_shows_an_experiment_as_it_is(folder: Path) -> None:
     assert any(findings_text(found) in text for text in shown)
 
 
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_what_was_judged_has_an_answer_in_words(folder: Path) -> None:
+    found = read_experiment(folder)  # which refuses an answer before the judgement
+    assert bool(found.answer) == (found.results is not None and folder not in SEARCHES)
+    assert not re.search(r"\d\.\d", found.answer)  # numbers stand in the results
+
+
 def test_the_readme_shows_the_evidence_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     (source,) = ("".join(cell["source"]) for cell in cells if "evidence_table(" in "".join(cell["source"]))

@@ -539,6 +539,7 @@ class Found:
     design: Design
     runs: dict[str, dict[str, Any]]  # by folder, as `kept_runs` gives them
     results: ExperimentResults | None  # the judgement with all runs; None while some are missing
+    answer: str = ""  # to the question, in words, once all runs are judged
 
     @property
     def seconds(self) -> float:
@@ -567,7 +568,10 @@ def read_experiment(
         raise InputError(f"{path}: was changed, or is of another version of {folder / 'experiment.toml'}")
     if results is not None:
         results = results | {"runs": [content["run"] for content in runs.values()]}
-    return Found(design, runs, results)
+    answer = folder / "answer.txt"
+    if answer.exists() and results is None:
+        raise InputError(f"{answer}: answers before all runs are judged; remove it")
+    return Found(design, runs, results, answer.read_text(encoding="utf-8").strip() if answer.exists() else "")
 
 # %% ../../nbs/74_experiments.ipynb #7d2f355e
 def part_of(
@@ -720,6 +724,7 @@ def findings_text(
     if not found.runs:
         return "no run is there yet"
     told = sentences_of(found.results) if found.results else ["not judged: runs are missing"]
+    told += [f"Answer: {found.answer}"] if found.answer else []
     return "\n".join([aligned(table_of_seeds(found)), *(fill(one, 100) for one in told)])
 
 # %% ../../nbs/74_experiments.ipynb #03b610a7
@@ -782,5 +787,6 @@ def evidence_table(
         effects = [(f"{len(found.runs)} of {runs_asked_for(design)} runs so far", "")]
         effects = _effects(found) if found.results else effects
         here, words = ("<br>".join(part) for part in zip(*effects, strict=True))
+        words += f"<br>{found.answer}" if found.answer else ""
         lines.append(f"| [{design.question}]({link}) | {design.paper} | {here} | {design.seeds} | {words} |")
     return "\n".join(lines)
