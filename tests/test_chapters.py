@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT.parent / "shared" / "reference" / "paper.txt"
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+SHOWS = re.compile(r"(?m)^print\(|^\w+, \w+ = plt\.subplots\(|^figure\Z")  # a cell that does has something to show
 LINK = re.compile(r"\[([^]]+)\]\(([^)\s#]+)(?:#[^)]*)?\)")
 # Names of other systems; everything else in backticks is ours or in our code.
 OF_OTHERS = {
@@ -78,6 +79,18 @@ def test_a_chapter_can_be_opened_elsewhere(chapter: Path) -> None:
     assert re.search(r"runs in (a few seconds|about \d+ (s|min)) on two cores", text), "no running time"
     assert "".join(install["source"]).startswith("#| eval: false\n")
     assert "pip install" in "".join(install["source"]) and install["cell_type"] == "code"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_what_a_chapter_draws_and_prints_is_stored(chapter: Path) -> None:
+    """The site runs nothing: it shows what the notebooks hold."""
+    stored = [cell for cell in json.loads(chapter.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in stored:
+        source = "".join(cell["source"])
+        if not re.search(r"#\|\s*(eval: false|notest|slow|gpu)", source) and SHOWS.search(source):
+            assert cell["outputs"], source[:300]
+    data = [output.get("data", {}) for cell in stored for output in cell["outputs"]]
+    assert any("image/png" in one or "<svg" in "".join(one.get("text/html", "")) for one in data), "no picture"
 
 
 @pytest.mark.parametrize("notebook", [*CHAPTERS, ROOT / "nbs/index.ipynb"], ids=lambda path: path.stem)
