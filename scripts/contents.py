@@ -94,7 +94,7 @@ def install(config: dict[str, str]) -> str:
             "# In Colab, run this cell first: it installs the library and changes into the folder of the chapters.",
             "%cd /content",
             f"!test -d {repo} || git clone -q --depth 1 {url}",
-            f"!pip install -q ./{repo}",
+            f"!pip install -q './{repo}[imagenet,slurm]'",
             f"%cd {repo}/nbs",
         ]
     )

@@ -480,8 +480,9 @@ def _executor(settings: Mapping[str, Any], folder: Path) -> Any:
         key if key in SHARED or key.startswith(("slurm_", "local_")) else f"slurm_{key}": value
         for key, value in settings.items() if key != "cluster"
     }  # fmt: skip
+    submitit = _submitit()
     try:
-        executor = _submitit().AutoExecutor(folder=folder, cluster=settings["cluster"])
+        executor = submitit.AutoExecutor(folder=folder, cluster=settings["cluster"])
         executor.update_parameters(**more)
     except (NameError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         told = next(iter(str(error).splitlines()), type(error).__name__)
