@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -105,25 +106,25 @@ def test_some_images_are_evaluated_by_their_own_objects(sample_data: Sample) -> 
     assert evaluate(val, found, masks=False)["voc"]["map"] < 50
 
 
-def test_eight_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path) -> None:
-    """Losses, targets and read-out fit together: trained and evaluated on the same 8 images, more than 60 box AP."""
+def test_four_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path) -> None:
+    """Losses, targets and read-out fit together: trained and evaluated on the same 4 images, more than 60 box AP."""
     root = sample_data("coco_mini_by")
     source = root / "annotations" / "instances_train2017.json"
     content = json.loads(source.read_text())
-    kept = set(nested_subset(read_coco(source), 8).image_ids.tolist())
+    kept = set(nested_subset(read_coco(source), 4).image_ids.tolist())
     content["images"] = [image for image in content["images"] if image["id"] in kept]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    eight, again = tmp_path / "eight.json", tmp_path / "again.json"
-    for path in (eight, again):
+    four, again = tmp_path / "four.json", tmp_path / "again.json"
+    for path in (four, again):
         path.write_text(json.dumps(content))
-    train_set, val_set = read_coco(eight, root / "train2017"), read_coco(again, root / "train2017")
+    train_set, val_set = read_coco(four, root / "train2017"), read_coco(again, root / "train2017")
     detector = replace(MINIATURE, num_classes=len(train_set.category_ids))
-    plan = Plan(detector, (2,), unit=250, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=6)
+    plan = Plan(detector, (2,), unit=170, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=1)
     run_schedule(Experiment(plan, train_set, val_set, tmp_path / "out", execution=Execution(workers=1)), 2)
     results = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())
-    assert results["box"]["ap"] > 60
+    assert results["box"]["ap"] > 60, results["box"]
     for kind, name in (("box", "bbox"), ("mask", "segm")):
-        by_hand = evaluated_by_hand(eight, tmp_path / "out" / "2x" / "detections.json", name)
+        by_hand = evaluated_by_hand(four, tmp_path / "out" / "2x" / "detections.json", name)
         assert abs(by_hand - results[kind]["ap"]) < 1e-9
 
 
@@ -135,15 +136,15 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
     assert "(74 images)" in results["data"][0] and all({"box", "mask"} <= run.keys() for run in results["runs"])
 
 
-def test_train_on_blood_cells_and_nuclei(command: Command, sample_data: Sample, tmp_path: Path) -> None:
-    """VOC's layout with boxes and COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
-    for name in ("bccd", "dsb2018_256"):
-        words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
-        done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
-        assert done.returncode == 0, done.stderr
-        results = json.loads((tmp_path / name / "2x" / "results.json").read_text())
-        assert results["box"]["ap50"] > 10, results["box"]
-        assert ("voc" in results, "mask" in results) == (name == "bccd", name != "bccd")
+@pytest.mark.parametrize("name", ["bccd", "dsb2018_256"])
+def test_train_on_cells(command: Command, sample_data: Sample, tmp_path: Path, name: str) -> None:
+    """VOC's layout with boxes, COCO's with bitmaps: a real AP after half a minute each, by VOC's rule as well."""
+    words = ["--data", sample_data(name), "--model", "demo", "--short", 96, "--batch", 4, "--rate", 0.08]
+    done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / name / "2x" / "results.json").read_text())
+    assert results["box"]["ap50"] > 10, results["box"]
+    assert ("voc" in results, "mask" in results) == (name == "bccd", name != "bccd")
 
 
 def test_the_papers_detector_makes_a_step_at_full_size(sample_data: Sample) -> None:
