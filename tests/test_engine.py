@@ -47,9 +47,10 @@ def stop_when_started(words: list[str], run: Path, number: signal.Signals) -> tu
     return process.wait(timeout=120), process.stderr.read() if process.stderr else ""
 
 
-def test_three_kills(tmp_path: Path) -> None:
-    """Killed three times at random moments, writing of checkpoints included, a run ends with the same bits."""
-    assert soak(tmp_path, kills=3) == []
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills(tmp_path: Path, kills: int) -> None:
+    """Killed so many times at random moments, writing of checkpoints included, a run ends with the same bits."""
+    assert soak(tmp_path, kills) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

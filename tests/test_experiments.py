@@ -92,6 +92,12 @@ def test_a_chapter_shows_an_experiment_as_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_no_place_on_the_machine_of_the_runs_is_kept(folder: Path) -> None:
+    for path in (*folder.glob("*.json"), *folder.glob("runs/*.json")):
+        assert not re.search(r"(?<![\w.])(/|[A-Z]:\\)\w", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_what_was_judged_has_an_answer_in_words(folder: Path) -> None:
     found = read_experiment(folder)  # which refuses an answer before the judgement
     assert bool(found.answer) == (found.results is not None and folder not in SEARCHES)

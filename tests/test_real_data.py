@@ -106,25 +106,26 @@ def test_some_images_are_evaluated_by_their_own_objects(sample_data: Sample) -> 
     assert evaluate(val, found, masks=False)["voc"]["map"] < 50
 
 
-def test_four_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path) -> None:
-    """Losses, targets and read-out fit together: trained and evaluated on the same 4 images, more than 60 box AP."""
+@pytest.mark.parametrize(("number", "unit"), [(4, 170), pytest.param(8, 250, marks=pytest.mark.slow)])
+def test_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path, number: int, unit: int) -> None:
+    """Losses, targets and read-out fit together: trained and evaluated on the same images, more than 60 box AP."""
     root = sample_data("coco_mini_by")
     source = root / "annotations" / "instances_train2017.json"
     content = json.loads(source.read_text())
-    kept = set(nested_subset(read_coco(source), 4).image_ids.tolist())
+    kept = set(nested_subset(read_coco(source), number).image_ids.tolist())
     content["images"] = [image for image in content["images"] if image["id"] in kept]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    four, again = tmp_path / "four.json", tmp_path / "again.json"
-    for path in (four, again):
+    few, again = tmp_path / "few.json", tmp_path / "again.json"
+    for path in (few, again):
         path.write_text(json.dumps(content))
-    train_set, val_set = read_coco(four, root / "train2017"), read_coco(again, root / "train2017")
+    train_set, val_set = read_coco(few, root / "train2017"), read_coco(again, root / "train2017")
     detector = replace(MINIATURE, num_classes=len(train_set.category_ids))
-    plan = Plan(detector, (2,), unit=170, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=1)
+    plan = Plan(detector, (2,), unit=unit, rate=0.16, batch=4, short=(192, 192), long=320, evaluations=1)
     run_schedule(Experiment(plan, train_set, val_set, tmp_path / "out", execution=Execution(workers=1)), 2)
     results = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())
     assert results["box"]["ap"] > 60, results["box"]
     for kind, name in (("box", "bbox"), ("mask", "segm")):
-        by_hand = evaluated_by_hand(four, tmp_path / "out" / "2x" / "detections.json", name)
+        by_hand = evaluated_by_hand(few, tmp_path / "out" / "2x" / "detections.json", name)
         assert abs(by_hand - results[kind]["ap"]) < 1e-9
 
 

@@ -80,7 +80,10 @@ def xml_folder(
 def _listed(split: Path) -> tuple[list[Path], Path]:
     "The XML files that a VOC list names, and the folder of their images"
     try:
-        root, stems = split.parents[2], [line.split()[0] for line in split.read_text().splitlines() if line.strip()]
+        root, stems = (
+            split.absolute().parents[2],
+            [line.split()[0] for line in split.read_text().splitlines() if line.strip()],
+        )
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{split}: not a list of images in a VOC devkit's ImageSets/Main ({error})") from None
     for stem, number in Counter(stems).items():
@@ -123,7 +126,7 @@ def read_voc(
     strict: bool = False,  # refuse what would otherwise be left out and counted
 ) -> Dataset:
     "Read and check one split of a data set in VOC's layout. Raises InputError"
-    split = Path(split).absolute()
+    split = Path(split)
     if not split.exists():
         raise InputError(f"{split}: no such file")
     content, where, folder = _voc_as_coco(split, names)

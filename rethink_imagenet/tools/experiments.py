@@ -568,10 +568,11 @@ def read_experiment(
         raise InputError(f"{path}: was changed, or is of another version of {folder / 'experiment.toml'}")
     if results is not None:
         results = results | {"runs": [content["run"] for content in runs.values()]}
-    answer = folder / "answer.txt"
-    if answer.exists() and results is None:
-        raise InputError(f"{answer}: answers before all runs are judged; remove it")
-    return Found(design, runs, results, answer.read_text(encoding="utf-8").strip() if answer.exists() else "")
+    told = folder / "answer.txt"
+    answer = told.read_text(encoding="utf-8").strip() if told.exists() else ""
+    if answer and results is None:
+        raise InputError(f"{told}: answers before all runs are judged; remove it")
+    return Found(design, runs, results, answer)
 
 # %% ../../nbs/74_experiments.ipynb #7d2f355e
 def part_of(
