@@ -139,8 +139,8 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
 
 @pytest.mark.parametrize("name", ["bccd", "dsb2018_256"])
 def test_train_on_cells(command: Command, sample_data: Sample, tmp_path: Path, name: str) -> None:
-    """VOC's layout with boxes, COCO's with bitmaps: a real AP after half a minute each, by VOC's rule as well."""
-    words = ["--data", sample_data(name), "--model", "demo", "--short", 96, "--batch", 4, "--rate", 0.08]
+    """VOC's layout with boxes, COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
+    words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
     done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / name / "2x" / "results.json").read_text())
