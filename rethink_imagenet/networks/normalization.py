@@ -19,7 +19,7 @@ from ..errors import nearest
 
 # %% ../../nbs/20_normalization.ipynb #7079a4f4
 class _Sum(torch.autograd.Function):
-    "The sum of a tensor over all processes, and of the gradients on the way back"
+    "The sum of a tensor over all processes, and of the gradients in the backward pass"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
