@@ -1,4 +1,4 @@
-"""How often intervals and forecasts are right, by simulated studies and families whose truth is known.
+"""How often intervals and forecasts are right, by simulated studies and contests whose truth is known.
 
 python benchmarks/coverage.py                 2,000 studies for each of 324 conditions, six minutes; the extremes
 python benchmarks/coverage.py --write         the same, into benchmarks/coverage.json, which chapters draw
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rethink_imagenet.evaluation.forecast import LAWS, made_up_family, validate_forecast
+from rethink_imagenet.evaluation.forecast import LAWS, made_up_contest, validate_forecast
 from rethink_imagenet.evaluation.seeds import (
     Conditions,
     first_runs,
@@ -55,11 +55,11 @@ def looks(studies: int) -> list[dict[str, Any]]:
     return rows
 
 
-def forecasts(families: int) -> list[dict[str, Any]]:
+def forecasts(contests: int) -> list[dict[str, Any]]:
     """How often 80 % intervals from the first half of a ladder hold its end, by the law of its curves."""
     rows = []
     for law, runs in product(LAWS, (1, 3)):
-        record = validate_forecast([made_up_family(number, law, runs) for number in range(families)])
+        record = validate_forecast([made_up_contest(number, law, runs) for number in range(contests)])
         widths = [one.forecast.interval[1] - one.forecast.interval[0] for one in record.tried]
         rows.append({"law": law, "runs": runs, "held": record.held, "width": float(np.median(widths))})
     return rows

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from rethink_imagenet.data.coco import read_coco, trainable
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.data.transforms import read_sample, resize
+
+from .launch import launch
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -73,12 +74,10 @@ def persons(sample_data: Callable[[str], Path]) -> tuple[list[Tensor], list[Targ
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one of the console commands as a user would, in a folder of its own."""
+    """Run one of the console commands in a process and a folder of its own."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        script = Path(sys.executable).parent / name
-        words = [str(script), *map(str, arguments)]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False)
+        return launch([name, *arguments], cwd=tmp_path)
 
     return run
 

@@ -1,7 +1,6 @@
 """Bodies of every family that timm has: a step of training, a detection, real weights, names that are refused."""
 
 import copy
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from rethink_imagenet.detection.detectors import MINIATURE, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body, timm_names
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
-from tests.soak import COMMAND
+
+from .launch import launch
+from .soak import COMMAND
 
 SAMPLES = Path(__file__).parent.parent.parent / "shared" / "data"
 FAMILIES = {
@@ -98,7 +99,7 @@ def test_command(tmp_path: Path, name: str) -> None:
     write_scenes(tmp_path / "scenes", train=6, val=2)
     words = ["--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--model", "demo", "--backbone", name]
     size = ["--short", "64", "--long", "64", "--batch", "2", "--schedule", "2", "--unit", "3", "--workers", "0"]
-    done = subprocess.run([str(COMMAND), *words, *size, "--device", "cpu"], capture_output=True, text=True, check=False)
+    done = launch([COMMAND, *words, *size, "--device", "cpu"])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "2x" / "results.json").exists()
 

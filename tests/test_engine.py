@@ -15,6 +15,7 @@ import pytest
 from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, locked, read_checkpoint
 
+from .launch import launch
 from .soak import COMMAND, differences, soak
 
 SIZE = ["--model", "demo", "--short", "64", "--long", "64", "--batch", "2", "--device", "cpu", "--workers", "1"]
@@ -31,9 +32,8 @@ def scenes(tmp_path: Path) -> Path:
 def train(scenes: Path, tmp_path: Path) -> Callable[..., Done]:
     """Run `rethink_train` on the scenes into a folder, with more options."""
 
-    def run(out: str, *more: str, **options: object) -> Done:
-        words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / out), *SIZE, *LENGTH, *more]
-        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    def run(out: str, *more: str) -> Done:
+        return launch([COMMAND, "--data", scenes, "--out", tmp_path / out, *SIZE, *LENGTH, *more])
 
     return run
 
@@ -68,7 +68,8 @@ def test_stopped_then_without_room_then_finished(
     def no_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    full = train("out", "--resume", preexec_fn=no_room)
+    resume = [*words, "--resume"]
+    full = subprocess.run(resume, capture_output=True, text=True, timeout=300, check=False, preexec_fn=no_room)
     assert full.returncode == 1 and "could not be written" in full.stderr and "File too large" in full.stderr
     assert full.stderr.count("rethink_train:") == 1 and "Traceback" not in full.stderr
     assert checkpoints_of(out / "2x")[-1] == last and read_checkpoint(last)["iteration"] == iteration_of(last)

@@ -31,6 +31,7 @@ from rethink_imagenet.training.jobs import Job, Submitted, read_cluster, run_job
 from rethink_imagenet.training.logs import JOULES, Interrupted, Interruption, Progress
 from rethink_imagenet.training.processes import RunStopped
 
+from .launch import launch
 from .soak import differences
 
 ROOT = Path(__file__).parent.parent
@@ -320,7 +321,7 @@ def test_a_cluster_that_refuses(
         submit_jobs([Job("a", partial(print))], read_cluster("partition=no"), tmp_path / "jobs", 0.1)
     words = [*words_of(scenes, weights, tmp_path / "out"), "--slurm"]
     for value, told in (("slurm_partition=no", "the cluster refuses"), ("partitoin=no", "partitoin")):
-        done = subprocess.run([*words, value, "--overwrite"], capture_output=True, text=True, check=False)
+        done = launch([*words, value, "--overwrite"])
         assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
@@ -400,12 +401,9 @@ def killed(scenes: Path, weights: Path, root: Path, kills: int, seed: int = 0) -
     """Carry out the study undisturbed, one run after the other, and killed so many times with --jobs 2."""
     unit, rng = max(6, 3 * kills), random.Random(seed)
     straight, out = root / "straight", root / "killed"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*words_of(scenes, weights, straight, unit), "--jobs", "1"], check=True, env=environment, capture_output=True
-    )
-    words = [*words_of(scenes, weights, out, unit), "--jobs", "2", "--resume"]
     os.environ |= {"OMP_NUM_THREADS": "1"}
+    launch([*words_of(scenes, weights, straight, unit), "--jobs", "1"]).check_returncode()
+    words = [*words_of(scenes, weights, out, unit), "--jobs", "2", "--resume"]
     count = 0
     while count < kills and kill_once(words, out, rng):
         count += 1
@@ -413,7 +411,7 @@ def killed(scenes: Path, weights: Path, root: Path, kills: int, seed: int = 0) -
         print(f"killed {count} times: {finished} runs finished, {progress_of(out)} iterations in checkpoints")
     if count < kills:
         return [f"ended after {count} kills of {kills}; give it more iterations"]
-    subprocess.run(words, check=True, capture_output=True)
+    launch(words).check_returncode()
     found = [f"{name}: {', '.join(told)}" for name, told in differing(out, straight).items()]
     results = [json.loads((folder / "results.json").read_text()) for folder in (straight, out)]
     for each in results:

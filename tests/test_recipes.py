@@ -1,8 +1,6 @@
 """Recipes: real VOC lists as one data set, the 35k by val2014's ids, and one line for data that are not there."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from rethink_imagenet.errors import InputError
 from rethink_imagenet.study.recipes import RECIPES, files_of, miniature, plan_for, read_data, training_subset, union_of
 from rethink_imagenet.study.report import table_rows
 from rethink_imagenet.tools.cli import rethink_recipes
+
+from .launch import launch
 
 Sample = Callable[[str], Path]
 
@@ -142,10 +142,9 @@ WHOLE = (
 
 def carried_out(name: str, scale: float, folder: Path, out: Path) -> dict[str, Any]:
     """A miniature of a recipe on photographs, as a user types it, from start to its row in a table."""
-    script = Path(sys.executable).parent / "rethink_train"
-    words = [str(script), name, "--data", str(folder), "--scale", str(scale), "--out", str(out)]
+    words = ["rethink_train", name, "--data", str(folder), "--scale", str(scale), "--out", str(out)]
     words += ["--device", "cpu", "--workers", "0"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False)
+    done = launch(words)
     assert done.returncode == 0, done.stderr
     assert "random initialization" in done.stdout and "the paper: " in done.stdout
     (path,) = out.glob("*x/results.json")
@@ -181,8 +180,7 @@ def test_every_system_in_miniature(sample_data: Callable[[str], Path], tmp_path:
 
 def test_a_recipe_settles_what_is_trained(tmp_path: Path) -> None:
     def fails(*words: str) -> str:
-        script = Path(sys.executable).parent / "rethink_train"
-        done = subprocess.run([str(script), *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+        done = launch(["rethink_train", *words], cwd=tmp_path)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
         return done.stderr
 

@@ -67,7 +67,7 @@ def large_study() -> dict[str, Any]:
         "verdict": ladder[-1], "differences": [ladder[-1], judged(12, -1.9, "mask"), judged(12, -3, "box", 1000)],
         "verdicts": ladder, "margin": 0.5, "looks": [5],
         "courses": [{"system": "", "images_of": AMOUNTS[-1], "kind": "box", "course": ahead, "statement": "Caught up "
-                     "at no schedule. With 24x, by the look of it: gap -1.5, 80 % interval -2.4 to -0.6."}],
+                     "at no schedule. With 24x (forecast): gap -1.5, 80 % interval -2.4 to -0.6."}],
         "amounts": [{"system": "", "kind": "box", "amounts": amounts, "statement": "The gap opens at 1,800 images."}],
         "details": [{"system": "", "images_of": AMOUNTS[-1], "kind": "box", "classes": classes,
                      "by_overlap": dict(zip(ARMS, [[row[:10] for row in arm] for arm in spread], strict=True)),

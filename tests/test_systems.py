@@ -12,8 +12,6 @@ import os
 import pickle
 import re
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,6 +57,8 @@ from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
 from rethink_imagenet.study.verdicts import compare
 from rethink_imagenet.study.weights import read_weights
+
+from .launch import launch
 
 Sample = Callable[[str], Path]
 Target = dict[str, Any]
@@ -448,9 +448,7 @@ class Command:
 
 def typed(*words: object) -> str:
     """What a command prints that a user types."""
-    script, *rest = map(str, words)
-    line = [str(Path(sys.executable).parent / script), *rest]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    done = launch(words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from .forecast import Family, Forecast, ends_of, forecast
+from .forecast import Contest, Forecast, ends_of, forecast
 from .ladders import Ladder, crossing, plausible_ends
 from .resampling import MARGIN, interval_of
 from ..randomness import stream
@@ -116,7 +116,7 @@ def with_more_data(
     seed: int = 0,  # of the draws
 ) -> list[Forecast]:
     "The gap that is expected with more images. Raises InputError with fewer than two amounts"
-    return forecast(Family("", ends_of(scratch), ends_of(pretrained)), images, level, margin, seed)
+    return forecast(Contest("", ends_of(scratch), ends_of(pretrained)), images, level, margin, seed)
 
 # %% ../../nbs/58_amounts.ipynb #fdea5918
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""Commands as processes of their own, forked from one that has imported PyTorch already.
+
+Importing takes a command four seconds, and most commands of the tests take less than one to do their work. What a
+command is given (words, folder, environment, two pipes) and what it leaves (files, words, exit status) is the same as
+from a shell. That the installed scripts begin from nothing is tested in `test_package.py`, and wherever a test kills,
+stops or launches processes.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["rethink_imagenet.tools.commands", "rethink_imagenet.tools.cli", __name__])
+
+
+def _carry_out(words: Sequence[str], cwd: str, environment: Mapping[str, str], said: tuple[str, str]) -> None:
+    """In the new process: what the installed script does."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(said, start=1):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = list(words)
+    from rethink_imagenet.tools import cli
+
+    sys.exit(getattr(cli, Path(words[0]).name)())
+
+
+def launch(
+    words: Sequence[object], cwd: Path | None = None, timeout: float = 1800, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours and wait for its end; one that takes longer is killed, and raises TimeoutExpired."""
+    typed = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        said = (f"{folder}/stdout", f"{folder}/stderr")
+        given: tuple[Any, ...] = (typed, str(cwd or Path.cwd()), dict(environment), said)
+        process = _WARM.Process(target=_carry_out, args=given)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(typed, timeout)
+        texts = [Path(path).read_text() if Path(path).exists() else "" for path in said]
+        return subprocess.CompletedProcess(typed, process.exitcode, *texts)
