@@ -203,7 +203,7 @@ class Meeting:
             share = f"{100 * self.chance:.0f} % of what is plausible"
             return f"The forecast is that the gap closes to {self.margin:g} AP before {self.furthest:g}x in {share}."
         until = f"{high:.3g}x" if high is not None else f"more than {self.furthest:g}x"
-        close = f"the gap would be less than {self.margin:g} AP at about {self.schedule:.3g}x"
+        close = f"the gap is less than {self.margin:g} AP at about {self.schedule:.3g}x"
         return f"The forecast is that {close} (80 % interval {low:.3g}x to {until})."
 
 
