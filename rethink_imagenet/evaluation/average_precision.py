@@ -158,23 +158,36 @@ def _of_kind(result: dict[str, Any], kind: str, image: dict[str, Any]) -> dict[s
     return wanted
 
 
-def _area(detection: dict[str, Any], kind: str) -> float:
-    "The size of a detection: of its box, of its mask, or of the box around its keypoints"
+def _areas(detections: list[dict[str, Any]], kind: str) -> list[float]:
+    "The sizes of detections: of their boxes, of their masks, or of the boxes around their keypoints"
     if kind == "mask":
-        return int(coco_mask.area(detection["segmentation"]))
-    width, height = (
-        detection["bbox"][2:] if kind == "box" else np.ptp(np.reshape(detection["keypoints"], (-1, 3)), 0)[:2]
-    )
-    return width * height
+        return [int(coco_mask.area(detection["segmentation"])) for detection in detections]
+    if kind == "box":
+        sides = [detection["bbox"][2:] for detection in detections]
+    else:
+        sides = [np.ptp(np.reshape(detection["keypoints"], (-1, 3)), axis=0)[:2] for detection in detections]
+    return np.reshape(np.array(sides, float), (-1, 2)).prod(axis=1).tolist()
 
 
-def _numbered(records: list[dict[str, Any]], image: dict[int, int], category: dict[int, int]) -> list[dict[str, Any]]:
-    "Copies of the records of some categories, numbered from 1, with images and categories numbered anew"
-    kept = (record for record in records if record["category_id"] in category)
+def _annotations(truth: dict[str, Any], image: dict[int, int], category: dict[int, int]) -> list[dict[str, Any]]:
+    "Copies of the annotations of some categories, numbered from 1, with images and categories numbered anew"
+    kept = (record for record in truth["annotations"] if record["category_id"] in category)
     return [
         record | {"id": i, "image_id": image[record["image_id"]], "category_id": category[record["category_id"]]}
         for i, record in enumerate(kept, 1)
     ]
+
+
+def _detections(
+    results: list[dict[str, Any]], kind: str, truth: dict[str, Any], image: dict[int, int], category: dict[int, int]
+) -> list[dict[str, Any]]:
+    "The detections of some categories as an index of them has them, numbered in the same way"
+    sizes = {record["id"]: record for record in truth["images"]}
+    own = [_of_kind(one, kind, sizes[one["image_id"]]) for one in results if one["category_id"] in category]
+    for i, (one, area) in enumerate(zip(own, _areas(own, kind), strict=True), 1):
+        one["id"], one["area"], one["iscrowd"] = i, area, 0
+        one["image_id"], one["category_id"] = image[one["image_id"]], category[one["category_id"]]
+    return own
 
 
 @contextlib.contextmanager
@@ -209,15 +222,10 @@ def _evaluation(
     annotated.dataset = {
         "images": [record | {"id": image[record["id"]]} for record in truth["images"]],
         "categories": [{"id": number} for number in category.values()],
-        "annotations": _numbered(truth["annotations"], image, category),
+        "annotations": _annotations(truth, image, category),
     }
     annotated.createIndex()
-    sizes = {record["id"]: record for record in truth["images"]}
-    kept = [r for r in results if r["category_id"] in category]
-    own = _numbered([_of_kind(r, kind, sizes[r["image_id"]]) for r in kept], image, category)
-    for detection in own:
-        detection |= {"area": _area(detection, kind), "iscrowd": 0}
-    found.dataset = annotated.dataset | {"annotations": own}
+    found.dataset = annotated.dataset | {"annotations": _detections(results, kind, truth, image, category)}
     found.createIndex()
     evaluation = evaluate(annotated, found, KINDS[kind])
     evaluation.params.imgIds = [image[old] for old in sorted(images if image_ids is None else image_ids)]

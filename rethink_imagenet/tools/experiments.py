@@ -764,15 +764,15 @@ def seeds_plot(
 # %% ../../nbs/74_experiments.ipynb #ed00f7f7
 def _effects(
     found: Found,  # an experiment that was judged
-) -> list[tuple[str, str]]:  # effect with interval, and the verdict in a word
-    "What was found, a line for each system and each comparison"
+) -> list[str]:  # for each system and each comparison the effect with its interval, and the verdict in a word
+    "What was found, in lines"
     kind, results = found.design.metric, cast(ExperimentResults, found.results)
     judged = [(one["system"], cast(Any, one), one["word"]) for one in results["differences"] if one["kind"] == kind]
     judged += [(one["name"], one["difference"], one["word"]) for one in results["comparisons"]]
     lines = []
     for name, one, word in judged:
         low, high = one["interval"]
-        lines.append((f"{name} {one['difference']:+.1f} ({low:+.1f} to {high:+.1f})".strip(), word))
+        lines.append(f"{name} {one['difference']:+.1f} ({low:+.1f} to {high:+.1f}): {word}".strip())
     return lines
 
 
@@ -781,13 +781,14 @@ def evidence_table(
     chapters: Mapping[str, str],  # name of each experiment that is shown, in their order -> link to its chapter
 ) -> str:  # Markdown
     "A line for each experiment: the question, what the paper found, what was found here, with links to the chapters"
-    lines = ["| question | the paper | here: gap in AP, 95 % interval | seeds | verdict |", "|---|---|---|---|---|"]
+    lines = [
+        "| question | the paper | here: gap in AP, 95 % interval, verdict | seeds | in short |",
+        "|---|---|---|---|---|",
+    ]
     for name, link in chapters.items():
         found = read_experiment(root / name)
         design = found.design
-        effects = [(f"{len(found.runs)} of {runs_asked_for(design)} runs so far", "")]
-        effects = _effects(found) if found.results else effects
-        here, words = ("<br>".join(part) for part in zip(*effects, strict=True))
-        words += f"<br>{found.answer}" if found.answer else ""
-        lines.append(f"| [{design.question}]({link}) | {design.paper} | {here} | {design.seeds} | {words} |")
+        so_far = f"{len(found.runs)} of {runs_asked_for(design)} runs so far"
+        here = "<br>".join(_effects(found)) if found.results else so_far
+        lines.append(f"| [{design.question}]({link}) | {design.paper} | {here} | {design.seeds} | {found.answer} |")
     return "\n".join(lines)
