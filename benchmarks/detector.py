@@ -1,23 +1,27 @@
 """The paper's Mask R-CNN beside torchvision's parts (and detectron2, where it imports): time, memory, ratios.
 
 python benchmarks/detector.py            all of it, about 20 minutes on two cores
-python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory or data
+python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory,
+                                         recomputing or data
 python benchmarks/detector.py --keep     all of it, and the results into benchmarks/results, for the README
 """
 
+import copy
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -249,11 +253,25 @@ def measure_pooling() -> Iterator[Row]:
     yield "RoIAlign, forward and backward", f"{mine:.0f} ms", f"{other:.0f} ms", f"{other / mine:.1f}"
 
 
-def peak_memory(which: str) -> float:
+HEADS = ("box_head.convs", "mask_head.convs")
+BLOCKS = tuple(f"backbone.body.layer{i}.{j}" for i, blocks in enumerate((3, 4, 6, 3), 1) for j in range(blocks))
+RECOMPUTED = {"heads": HEADS, "heads and blocks of the body": HEADS + BLOCKS}  # of an R50-FPN
+
+
+def recomputing(model: nn.Module, parts: Sequence[str]) -> nn.Module:
+    """Let parts of a detector keep their inputs alone for the backward pass, and compute their maps a second time."""
+    for name in parts:
+        part: Any = model.get_submodule(name)
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+    return model
+
+
+def peak_memory(which: str, again: str = "") -> float:
     """GB that a process of its own takes at most for two training steps of one contender."""
     code = (
         "import resource, sys; sys.path.insert(0, 'benchmarks'); import detector\n"
         f"model, batch = detector.contenders('fp32')[{which == 'theirs'}], detector.made_up_batch()\n"
+        f"detector.recomputing(model, detector.RECOMPUTED.get({again!r}, ()))\n"
         "step = detector.stepper(detector.with_proposals(model, detector.learned_proposals(batch)), batch, 'fp32')\n"
         "step(); step(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
@@ -265,6 +283,18 @@ def measure_memory() -> Iterator[Row]:
     """Peak memory of a training step."""
     mine, other = peak_memory("ours"), peak_memory("theirs")
     yield "peak memory of a training step, fp32", f"{mine:.1f} GB", f"{other:.1f} GB", f"{other / mine:.2f}"
+
+
+def measure_recomputing() -> Iterator[Row]:
+    """What it costs, and saves, to compute parts again in the backward pass."""
+    batch, models = made_up_batch(), {"": contenders("fp32")[0]}
+    models |= {what: recomputing(copy.deepcopy(models[""]), parts) for what, parts in RECOMPUTED.items()}
+    proposals = learned_proposals(batch)
+    steps = {what: stepper(with_proposals(model, proposals), batch, "fp32") for what, model in models.items()}
+    seconds, memory = alternate(3, **steps), {what: peak_memory("ours", what) for what in steps}
+    for what in RECOMPUTED:
+        time_and_memory = (f"{seconds[key]:.1f} s, {memory[key]:.1f} GB" for key in (what, ""))
+        yield f"the same, {what} computed again in backward", *time_and_memory, f"{memory[''] / memory[what]:.2f}"
 
 
 def measure_data() -> Iterator[Row]:
@@ -307,7 +337,8 @@ def measure_data() -> Iterator[Row]:
 
 PARTS = {
     "step": measure_step, "inference": measure_inference, "pooling": measure_pooling,
-    "detectron2": measure_detectron2, "memory": measure_memory, "data": measure_data,
+    "detectron2": measure_detectron2, "memory": measure_memory,
+    "recomputing": measure_recomputing, "data": measure_data,
 }  # fmt: skip
 
 
@@ -316,7 +347,7 @@ def machine() -> str:
     return f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
 
 
-ROUNDS = {"step": 5, "detectron2": 5, "inference": 7, "pooling": 7, "data": 3}
+ROUNDS = {"recomputing": 3, "step": 5, "detectron2": 5, "inference": 7, "pooling": 7, "data": 3}
 WALL = f"wall time of {torch.get_num_threads()} threads, the contenders taking turns in one run; the medians count"
 
 
@@ -328,7 +359,8 @@ def main(arguments: list[str]) -> None:
         rows = []
         for found in PARTS[name]():
             what, mine, other, ratio = found
-            named = f"torchvision {other}" if other and name != "detectron2" else other
+            whose = {"detectron2": "", "recomputing": "kept: "}.get(name, "torchvision ")
+            named = f"{whose}{other}" if other else other
             rows.append(row(what, mine, named, ratio))
             print(f"| {' | '.join(found)} |", flush=True)
         if "--keep" in arguments and rows:

@@ -29,6 +29,7 @@ BENCHMARKS = {  # the lines of the table in order: what is measured, and the wor
     "inference": ("inference, R50-FPN GN", "detector.py inference --keep"),
     "pooling": ("RoIAlign", "detector.py pooling --keep"),
     "memory": ("peak memory of a training step", "detector.py memory --keep"),
+    "recomputing": ("recomputing in backward", "detector.py recomputing --keep"),
     "installation": ("installation", "installation.py --keep"),
 }
 

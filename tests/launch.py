@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["rethink_imagenet.tools.commands", "rethink_imagenet.tools.cli", __name__])
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows, where each command imports anew
+_START = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+if _FORKS:
+    _START.set_forkserver_preload(["rethink_imagenet.tools.commands", "rethink_imagenet.tools.cli", __name__])
 
 
 def _carry_out(words: Sequence[str], cwd: str, environment: Mapping[str, str], said: tuple[str, str]) -> None:
@@ -43,7 +45,7 @@ def launch(
     with tempfile.TemporaryDirectory() as folder:
         said = (f"{folder}/stdout", f"{folder}/stderr")
         given: tuple[Any, ...] = (typed, str(cwd or Path.cwd()), dict(environment), said)
-        process = _WARM.Process(target=_carry_out, args=given)
+        process: Any = _START.Process(target=_carry_out, args=given)
         process.start()
         process.join(timeout)
         if process.exitcode is None:
