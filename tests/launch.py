@@ -1,7 +1,7 @@
 """Commands as processes of their own, forked from one that has imported PyTorch already.
 
 Importing takes a command four seconds, and most commands of the tests take less than one to do their work. What a
-command is given (words, folder, environment, two pipes) and what it leaves (files, words, exit status) is the same as
+command is given (words, folder, environment, two files) and what it leaves (files, words, exit status) is the same as
 from a shell. That the installed scripts begin from nothing is tested in `test_package.py`, and wherever a test kills,
 stops or launches processes.
 """
@@ -32,8 +32,11 @@ def _carry_out(words: Sequence[str], cwd: str, environment: Mapping[str, str], s
         os.close(handle)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = list(words)
+    import torch
+
     from rethink_imagenet.tools import cli
 
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))  # as at its import
     sys.exit(getattr(cli, Path(words[0]).name)())
 
 

@@ -98,7 +98,8 @@ def opening_of(
     last_worse = len(gaps) - 1 if possible is None else possible - 1
     ends = plausible_ends(scratch, seed, 0) - plausible_ends(pretrained, seed, 1)
     bends = stream(seed, 2, ends.shape[1]).normal(0, _BEND, ends.shape[1])
-    crossed = _crossings(np.array(scratch.schedules), ends, margin, bends)
+    sound = ~np.isnan(ends).any(axis=0)  # a resample may have nothing to find
+    crossed = _crossings(np.array(scratch.schedules), ends[:, sound], margin, bends[sound])
     at = [float(np.quantile(crossed, q, method="nearest")) for q in (0.5, 0.1, 0.9)]
     about, low, high = (None if one in (0.0, np.inf) else one for one in at)
     return Opening(

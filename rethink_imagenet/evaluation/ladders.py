@@ -50,7 +50,9 @@ def plausible_ends(
         runs, means = len(ends), ends[:, 1:].mean(axis=0)
         if runs > 1:
             apart = ends[:, 0] - ends[:, 0].mean()
-            among, own = (apart**2).sum() / (runs - 1), (ends[:, 1:] - means).var(axis=1).sum() / (runs - 1)
+            sound = ~np.isnan(means)  # a resample may have nothing to find
+            own = (ends[:, 1:] - means)[:, sound].var(axis=1).sum() / (runs - 1)
+            among = (apart**2).sum() / (runs - 1)
             share = np.sqrt(max(among - own, 0) / among) if among else 0.0
             means = means + share * (apart @ draws[:runs]) / np.sqrt(runs * (runs - 1)) * spread
         found.append(means)

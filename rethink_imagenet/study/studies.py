@@ -426,7 +426,8 @@ def first_losses(
 ) -> list[list[float]]:  # iteration, and sum of all losses since the line before
     "Train the beginning of a run for a look at its losses. Raises InputError or a RunStopped"
     plan, execution = experiment.plan, experiment.execution
-    model = _initialized(experiment).to(execution.device)
+    plan = plan.before_switch if plan.cascade_last else plan
+    model = _initialized(replace(experiment, plan=plan)).to(execution.device)
     samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch,
                               plan.detector.keypoints > 0)  # fmt: skip
     settings = plan.run_settings(n, execution)

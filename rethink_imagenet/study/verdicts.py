@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled', 'resampled_of',
-           'difference_of', 'unlearned_in', 'Judgement', 'judge', 'Cost', 'costs_of', 'SystemCourse', 'SystemAmounts',
-           'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
+           'difference_of', 'blind_ap', 'unlearned_in', 'Judgement', 'judge', 'Cost', 'costs_of', 'SystemCourse',
+           'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
 from collections.abc import Mapping, Sequence
@@ -161,8 +161,12 @@ def difference_of(
     return difference_between(first, second, resampled.kind, resampled.images, KINDS[resampled.kind][1], look)
 
 # %% ../../nbs/64_verdicts.ipynb #e55b775d
-def _blind(study: Study, rows: list[Row], kind: Kind) -> np.ndarray:
-    "AP [1, 1 + B] of blind guesses on the images that a system is evaluated on"
+def blind_ap(
+    study: Study,  # that was carried out
+    rows: list[Row],  # of a system
+    kind: Kind,  # of AP
+) -> np.ndarray:  # [1, 1 + B] in percent
+    "AP of blind guesses on the images that a system is evaluated on"
     most = max(rows, key=lambda row: row["images_of"])
     experiment = study.arm_named(most["training"]).experiment
     guesses = blind_detections(experiment.train_set, experiment.val_set)
@@ -469,7 +473,7 @@ class _Judge:
         boxes: Kind = "voc" if any(ap_of(row, "box") is None for row in rows) else "box"
         of = {kind: [row for row in rows if ap_of(row, kind) is not None] for kind in [*kinds, boxes]}
         resampled = {kind: resampled_of(some, self.runs, kind) for kind, some in of.items() if some}
-        lost = unlearned_in(rows, resampled[boxes], _blind(self.study, rows, boxes), self.margin)
+        lost = unlearned_in(rows, resampled[boxes], blind_ap(self.study, rows, boxes), self.margin)
         found = [one for kind in kinds if kind in resampled for one in self.on(longest_of(rows), resampled[kind], lost)]
         order = [row["images_of"] for row in rows]
         found.sort(key=lambda one: order.index(one["images_of"]))

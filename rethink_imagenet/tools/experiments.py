@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import fill
 from typing import Any, TypedDict, cast
 
@@ -41,18 +42,28 @@ from rethink_imagenet.study.studies import (
     Arm,
     Cell,
     Kind,
+    Row,
     RunResults,
     Study,
     StudyRun,
     comparison_of,
     first_losses,
     read_saved,
+    rows_of,
     run_study,
     runs_of,
     save_json,
 )
-from ..study.verdicts import ARMS, StudyResults, conclude
-from ..training.checkpoints import environment
+from rethink_imagenet.study.verdicts import (
+    ARMS,
+    MOST_SKIPPED,
+    StudyResults,
+    blind_ap,
+    conclude,
+    resampled_of,
+    unlearned_in,
+)
+from ..training.checkpoints import differences, environment
 
 # %% ../../nbs/74_experiments.ipynb #d60324ec
 @dataclass(frozen=True)
@@ -197,7 +208,24 @@ def read_design(
                              systems=systems, comparisons=comparisons, digest=digest)  # fmt: skip
     if design.metric not in KINDS or design.seeds < 1 or not 0 < design.margin < 100:
         raise InputError(f"{path}: metric is one of {', '.join(KINDS)}, seeds are 1 or more, margin is above 0")
+    _check_names(design, path)
     return design
+
+
+def _check_names(design: Design, path: Path) -> None:
+    "Raises InputError where a design names an arm or a system that it does not have"
+    arms = {one.name: one.arms for one in design.systems}
+    for one in design.systems:
+        for arm in one.arms:
+            if arm not in ARMS:
+                raise InputError(f"{path}: arms: {nearest(arm, list(ARMS), 'arm')}")
+        for name in filter(None, (one.scratch_of, one.runs_of, one.goes_on_from)):
+            if name not in arms:
+                raise InputError(f"{path}: {nearest(name, list(arms), 'system')}")
+    for compared in design.comparisons:
+        for side in (compared.first, compared.second):
+            if len(side) != 2 or side[1] not in arms.get(side[0], ()):
+                raise InputError(f"{path}: comparisons: there is no system and arm {' '.join(side)}")
 
 # %% ../../nbs/74_experiments.ipynb #ef592fed
 @dataclass(frozen=True)
@@ -406,6 +434,10 @@ def keep(
         if path.exists() or not run.is_finished:
             continue
         found, config = (json.loads((done / name).read_text()) for name in ("results.json", "config.json"))
+        plan = run.experiment.plan
+        registered = json.loads(json.dumps(asdict(replace(plan, schedules=(max(plan.schedules),)))))
+        if differences({key: config.get(key) for key in registered}, registered):
+            raise InputError(f"{done}: was trained with other settings than are registered; remove it, and train anew")
         content = {
             "design": design.digest, "code": config["code"], "data": {key: config[key] for key in ("train", "val")},
             "weights": _digest_of_file(run.experiment.weights), "versions": environment(),
@@ -496,21 +528,28 @@ def compared(
     margin: float = MARGIN,  # AP; a smaller loss does not matter
 ) -> Compared:
     "Two arms of different systems that were evaluated on the same images. Raises InputError where one has no runs"
-    arms = [_ends(study, runs, *side) for side in (one.first, one.second)]
-    ap = [np.array([run["resampled"][kind]["ap"] for run in arm], float) for arm in arms]
-    found = difference_between(ap[0], ap[1], kind, arms[0][0]["resampled"][kind]["images"], KINDS[kind][1])
-    names = ["{} {}".format(*side) for side in (one.first, one.second)]
-    shown = verdict_of(found, margin, KINDS[kind][0], (names[0], names[1]))
-    return {"name": one.name, "difference": asdict(found), "word": shown.word, "sentence": shown.sentence}
+    rows = rows_of(study, list(runs.values()))
+    sides = {" ".join(side): _longest(rows, *side) for side in (one.first, one.second)}
+    both = [row for side in sides.values() for row in side]
+    resampled, blind = resampled_of(both, runs, kind), blind_ap(study, both, kind)
+    first, second = (resampled.of(side) for side in sides.values())
+    found = difference_between(first, second, kind, resampled.images, KINDS[kind][1])
+    lost = [name for name, side in sides.items() if unlearned_in(side, resampled, blind, margin)]
+    shown = verdict_of(found, margin, KINDS[kind][0], cast(Any, tuple(sides)), lost)
+    word, sentence = shown.word, shown.sentence
+    share = max(runs[row["folder"]]["skipped"] / row["iterations"] for row in both)
+    if share > MOST_SKIPPED:
+        word, sentence = "not judged", f"There is no verdict: a run skipped {share:.1%} of its iterations."
+    return {"name": one.name, "difference": asdict(found), "word": word, "sentence": sentence}
 
 
-def _ends(study: Study, runs: Mapping[str, RunResults], system: str, arm: str) -> list[RunResults]:
-    "The runs of an arm on its longest schedule and all images, by seed"
-    own = [cell for cell in study.cells if (cell.system, cell.arm) == (system, arm)]
+def _longest(rows: list[Row], system: str, arm: str) -> list[Row]:
+    "The rows of an arm on its longest schedule and all images, by seed"
+    own = [row for row in rows if (row["system"], row["arm"]) == (system, arm)]
     if not own:
         raise InputError(f"comparisons: there is no arm {arm} of a system {system}")
-    most = max((cell.images_of, cell.schedule) for cell in own)
-    return [runs[cell.folder] for cell in own if (cell.images_of, cell.schedule) == most]
+    most = max((row["images_of"], row["schedule"]) for row in own)
+    return [row for row in own if (row["images_of"], row["schedule"]) == most]
 
 
 def judged(
@@ -543,7 +582,7 @@ class Found:
 
     @property
     def seconds(self) -> float:
-        "Of training, each iteration counted once, in runs that used one thread or more"
+        "Of training to the longest schedules; what shorter ones trained after they branched off is not counted"
         longest: dict[str, float] = {}
         for content in self.runs.values():
             run = content["run"]
@@ -604,7 +643,8 @@ def spot_check(
     smaller = replace(system, arms=("scratch",), scenes=system.scenes and replace(system.scenes, val=1))
     study = study_for(replace(design, systems=(smaller,), seeds=run["seed"] + 1), place)
     again = study.arm_named(run["training"]).experiment
-    today = first_losses(again, run["schedule"], iterations, place.folder / "again")
+    with TemporaryDirectory() as folder:
+        today = first_losses(again, run["schedule"], iterations, Path(folder) / "again")
     both = {loss[0] for loss in run["losses"]} & {loss[0] for loss in today}  # the last line may be of a shorter time
     return [loss for loss in run["losses"] if loss[0] in both], [loss for loss in today if loss[0] in both]
 
@@ -626,9 +666,10 @@ def line_of(
 ) -> str:
     "How far an experiment is, in a line"
     found = read_experiment(folder)
-    wanted, verdict = runs_asked_for(found.design), found.results and found.results["verdict"]
-    told = f"{len(found.runs)} of {wanted} runs" if not verdict else verdict["sentence"]
-    return f"{folder.name:20s} {told}"
+    verdicts = found.results["differences"] if found.results else []
+    told = [one["sentence"] for one in verdicts if one["kind"] == found.design.metric]
+    told = told[:1] or [f"{len(found.runs)} of {runs_asked_for(found.design)} runs"]
+    return f"{folder.name:20s} {told[0]}"
 
 # %% ../../nbs/74_experiments.ipynb #e4167b15
 def runs_by_place(
