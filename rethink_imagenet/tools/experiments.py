@@ -704,12 +704,19 @@ def table_of_seeds(
     return table
 
 
+def _labels(results: ExperimentResults) -> list[str]:
+    "For each judgement what tells it from the others: the system, and the number of images where there are several"
+    several = len({one["images_of"] for one in results["differences"]}) > 1
+    parts = [(one["system"], f"{one['images_of']:,} images" if several else "") for one in results["differences"]]
+    return [", ".join(filter(None, part)) for part in parts]
+
+
 def sentences_of(
     results: ExperimentResults,  # of an experiment
 ) -> list[str]:
-    "What was judged, a sentence each, with the name of the system where there are several"
-    named = [(one["system"], one["sentence"]) for one in results["differences"]]
-    told = [f"{system}: {sentence}" if system else sentence for system, sentence in named]
+    "What was judged, a sentence each, named where there are several systems or amounts of data"
+    named = zip(_labels(results), results["differences"], strict=True)
+    told = [f"{name}: {one['sentence']}" if name else one["sentence"] for name, one in named]
     return told + [f"{one['name']}: {one['sentence']}" for one in results["comparisons"]]
 
 # %% ../../nbs/74_experiments.ipynb #dcb91d65
@@ -808,7 +815,8 @@ def _effects(
 ) -> list[str]:  # for each system and each comparison the effect with its interval, and the verdict in a word
     "What was found, in lines"
     kind, results = found.design.metric, cast(ExperimentResults, found.results)
-    judged = [(one["system"], cast(Any, one), one["word"]) for one in results["differences"] if one["kind"] == kind]
+    named = zip(_labels(results), results["differences"], strict=True)
+    judged = [(name, cast(Any, one), one["word"]) for name, one in named if one["kind"] == kind]
     judged += [(one["name"], one["difference"], one["word"]) for one in results["comparisons"]]
     lines = []
     for name, one, word in judged:
