@@ -36,7 +36,7 @@ from ..evaluation.resampling import MARGIN, difference_between, verdict_of
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from ..study.pretraining import Pretraining, pixel_statistics, pretrain, pretraining_cost
 from ..study.recipes import aligned
-from ..study.report import NAMES, draw_curves
+from ..study.report import NAMES, draw_curves, legend_entries
 from rethink_imagenet.study.studies import (
     KINDS,
     Arm,
@@ -798,9 +798,13 @@ def seeds_plot(
     for ax, ((system, images), runs) in zip(axes, fields.items(), strict=False):
         draw_curves(ax, runs, cast(Kind, found.design.metric))
         ax.set_title(", ".join(filter(None, (system, f"{images:,} images" if several else ""))), fontsize=10)
-        ax.label_outer()
-        if ax is not axes[0]:
+        ax.set(
+            xlabel="iteration" if ax in axes[-columns:] else "", ylabel=ax.get_ylabel() if ax in axes[::columns] else ""
+        )
+        if len(fields) > 1:
             cast(Any, ax.get_legend()).remove()
+    if len(fields) > 1:
+        figure.legend(*legend_entries(axes[0]), loc="outside lower center", ncols=2)
     drawn = [float(y) for ax in axes for line in ax.lines for y in cast(Any, line.get_ydata())]
     axes[0].set_ylim(-0.06 * max(drawn, default=1), 1.1 * max(drawn, default=1))  # of all fields
     for ax in axes[len(fields) :]:
