@@ -267,13 +267,17 @@ def recomputing(model: nn.Module, parts: Sequence[str]) -> nn.Module:
 
 
 def peak_memory(which: str, again: str = "") -> float:
-    """GB that a process of its own takes at most for two training steps of one contender."""
+    """GB that a process of its own takes at most for two training steps of one contender; on Linux.
+
+    The kernel's `ru_maxrss` would not do: a new process inherits it from the one that starts it.
+    """
     code = (
-        "import resource, sys; sys.path.insert(0, 'benchmarks'); import detector\n"
+        "import re, sys; sys.path.insert(0, 'benchmarks'); import detector\n"
         f"model, batch = detector.contenders('fp32')[{which == 'theirs'}], detector.made_up_batch()\n"
         f"detector.recomputing(model, detector.RECOMPUTED.get({again!r}, ()))\n"
         "step = detector.stepper(detector.with_proposals(model, detector.learned_proposals(batch)), batch, 'fp32')\n"
-        "step(); step(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        "step(); step(); status = open('/proc/self/status').read()\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 2**20)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
