@@ -1,6 +1,6 @@
 """The paper's Mask R-CNN beside torchvision's parts (and detectron2, where it imports): time, memory, ratios.
 
-python benchmarks/detector.py            all of it, about 20 minutes on two cores
+python benchmarks/detector.py            all of it, about 26 minutes on two cores
 python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory,
                                          recomputing or data
 python benchmarks/detector.py --keep     all of it, and the results into benchmarks/results, for the README
