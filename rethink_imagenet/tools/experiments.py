@@ -595,6 +595,15 @@ class Found:
         return dict(Counter(content["code"] for content in self.runs.values()))
 
 
+def _same_runs(rows: Sequence[Row], runs: Mapping[str, Mapping[str, Any]]) -> bool:
+    "Whether the rows of a judgement have the figures of the runs that are kept, and of all of them"
+    found = {name: content["run"] for name, content in runs.items()}
+    if {row["folder"] for row in rows} != set(found):
+        return False
+    tested = ((found[row["folder"]]["augmented"] if row["augmented"] else found[row["folder"]], row) for row in rows)
+    return all(row["ours"] == {kind: run[kind] for kind in KINDS if kind in run} for run, row in tested)
+
+
 def read_experiment(
     folder: str | Path,  # of the experiment
 ) -> Found:
@@ -605,6 +614,9 @@ def read_experiment(
     results = cast(Any, read_saved(path))
     if results is not None and (results.get("digest") != _digest(results) or results["design"] != design.digest):
         raise InputError(f"{path}: was changed, or is of another version of {folder / 'experiment.toml'}")
+    if results is not None and not _same_runs(results["rows"], runs):
+        raise InputError(f"{path}: was judged from other runs than are kept; remove it, and judge anew with "
+                         f"rethink_evidence {folder.name}")  # fmt: skip
     if results is not None:
         results = results | {"runs": [content["run"] for content in runs.values()]}
     told = folder / "answer.txt"
