@@ -20,14 +20,14 @@ from PIL import Image
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.images import load_image, look_at_files, read_header, read_image_files, read_upright
 from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
-from rethink_imagenet.data.splits import hold_back, original_name, read_splits, shared_images
+from rethink_imagenet.data.splits import hold_back, original_name, read_splits, shared_images, versions_of
 from rethink_imagenet.data.transforms import flip, read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.evaluation.average_precision import evaluate
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import ClassificationSamples
-from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.study.studies import records_of, resampled_figures, run_schedule
 from rethink_imagenet.tools import cli
 from rethink_imagenet.tools.inspection import look_at
 from rethink_imagenet.tools.pictures import write_pictures
@@ -181,7 +181,7 @@ def test_words_of_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["the same file", "versions by name", "the same content"])
 def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
     root = coco(tmp_path / "set")
-    names = {"the same file": ["../train/1.jpg", "3.jpg"], "versions by name": ["1_jpg.rf.0a1b2c3d.jpg", "3.jpg"]}
+    names = {"the same file": ["../train/1.jpg", "3.jpg"], "versions by name": [f"1_jpg.rf.{1:032x}.jpg", "3.jpg"]}
     if how == "the same content":
         (root / "val/3.jpg").write_bytes((root / "train/1.jpg").read_bytes())
     elif how == "the same file":
@@ -200,10 +200,20 @@ def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_versions_of_an_image_are_told_by_their_name() -> None:
-    same = "IMG_1.jpg", "IMG_1_jpg.rf.0a1b2c3d4e.jpg", "a/IMG_1_jpg.rf.99999999.jpg"
+    same = "IMG_1.jpg", f"IMG_1_jpg.rf.{7:032x}.jpg", "a/IMG_1_jpg.rf.Bg4xbXVEQ1Ksm6hnTmnI.jpg", "IMG_1_aug_2.jpg"
     assert len({original_name(name) for name in same}) == 1
-    others = "IMG (1).jpg", "IMG (2).jpg", "IMG_2.jpg", "IMG.jpg", "surf.rfid.jpg"
+    others = ("IMG (1).jpg", "IMG (2).jpg", "IMG_2.jpg", "IMG.jpg", "surf.rfid.jpg", "2023_aug_15.jpg",
+              "2023_aug_16.jpg", "1_aug_2023.jpg", "site_rf_channel1.jpg", "site_rf_channel2.jpg")  # fmt: skip
     assert len({original_name(name) for name in others}) == len(others)
+
+
+def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
+    names = [f"case{n}/axial.png" for n in range(10)]
+    for n, name in enumerate(names):
+        save(tmp_path / "images" / name, n)
+    dataset = read_coco(write(tmp_path / "all.json", tables(names)))
+    assert versions_of(dataset).tolist() == list(range(10))
+    assert [len(part) for part in hold_back(dataset, 0.2)] == [8, 2]
 
 
 def voc_xml(name: str) -> str:
@@ -276,7 +286,7 @@ def test_layouts_of_tools(tmp_path: Path, layout: Callable[[Path, str, tuple[int
 @pytest.mark.parametrize("voc", [False, True])
 def test_one_file_for_all_images(tmp_path: Path, voc: bool) -> None:
     """A share is held back, the same each time; versions of an image are on one side."""
-    names = [f"{n // 2}_jpg.rf.{n:08x}.jpg" for n in range(20)]
+    names = [f"{n // 2}_jpg.rf.{n:032x}.jpg" for n in range(20)]
     for n, name in enumerate(names):
         save(tmp_path / ("JPEGImages" if voc else "images/default") / name, n)
         if voc:
@@ -460,7 +470,7 @@ RING = [6, 4, 18, 4, 18, 12, 6, 12]
 ODD: dict[str, tuple[list[list[float]], str]] = {
     "clipped": (
         [BOX, [30, 20, 15, 5]],
-        "boxes that reach out of their images by more than a pixel, and are clipped: 1",
+        "boxes that reach out of their images by more than a pixel; training clips them, and evaluation does not: 1",
     ),
     "doubled": ([BOX, BOX, [6, 4, 30, 8]], "boxes annotated twice, of the same class in the same place: 1"),
     "empty": ([BOX, [6, 4, 0, 8]], "boxes without area within their image, which are left out: 1"),
@@ -492,13 +502,57 @@ def test_boxes_that_disagree_with_polygons_and_crowds(tmp_path: Path) -> None:
 
 
 def test_what_an_evaluation_would_refuse_is_refused_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A crowd whose box has no area is left out in training; masks are evaluated against it, and it has none."""
     root = coco(tmp_path / "set")
-    path = root / "annotations/instances_val.json"
-    content = json.loads(path.read_text())
-    content["annotations"][0]["ignore"] = 7
-    write(path, content)
+    for split in ("train", "val"):
+        path = root / f"annotations/instances_{split}.json"
+        content = json.loads(path.read_text())
+        for record in content["annotations"]:
+            record["segmentation"] = [RING]
+        crowd = {"id": 99, "image_id": 1, "category_id": 1, "bbox": [6, 4, 0, 8], "iscrowd": 1}
+        content["annotations"] += [crowd] * (split == "val")
+        write(path, content)
     status, out, _ = told(capsys, cli.rethink_data, data=root)
-    assert status == 2 and "its ignore is neither 0 nor 1" in out
+    assert status == 2 and "(id 99): has no segmentation" in out
+    options = {"data": root, "model": "demo", "device": "cpu", "out": tmp_path / "run"}
+    for command in (cli.rethink_train, cli.rethink_compare):
+        status, _, err = told(capsys, command, **options)
+        assert status == 2 and "instances_val.json" in err and "(id 99): has no segmentation" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_masks_is_not_taken_for_images(tmp_path: Path) -> None:
+    for folder in ("images", "train_masks", "labelsTrain"):
+        save(tmp_path / folder / "0.png")
+    assert read_coco(write(tmp_path / "train.json", tables(["0.png"]))).folder == tmp_path / "images"
+
+
+def test_images_without_objects_are_held_back_too(tmp_path: Path) -> None:
+    names = [save(tmp_path / "images" / f"{n}.png", n).name for n in range(20)]
+    content = tables(names)
+    content["annotations"] = content["annotations"][::2]
+    parts = hold_back(read_coco(write(tmp_path / "all.json", content)), 0.4)
+    empty = [part.left_out["images without objects"] for part in parts]
+    assert [len(part) for part in parts] == [12, 8] and sum(empty) == 10
+    content["annotations"] = content["annotations"][:1]
+    with pytest.raises(InputError, match="too few images with objects to hold"):
+        hold_back(read_coco(write(tmp_path / "all.json", content)), 0.4)
+
+
+def test_figures_stand_at_the_names_of_their_classes(tmp_path: Path) -> None:
+    """Roboflow's group is no class; versions of an image are drawn together."""
+    for split, numbers in (("train", (0, 1)), ("val", (2, 3, 4))):
+        roboflow(tmp_path, split, numbers)
+    _, val = read_splits(tmp_path)
+    found = [{"image_id": i, "category_id": 1, "bbox": BOX, "score": 0.9} for i in val.image_ids.tolist()]
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps(found))
+    told = resampled_figures(path, evaluate(val, found, masks=False), val)["box"]
+    by_name = dict(zip(val.category_names, [row[0] for row in told["parts"]], strict=True))
+    assert by_name == {"valve": pytest.approx(100), "pump": None}
+    two = replace(val, file_names=np.array([f"{n}_jpg.rf.{m:032x}.jpg" for m, n in enumerate((7, 8, 7))]))
+    groups = records_of(found, "box", two).groups
+    assert groups is not None and groups.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore", "difficult"])

@@ -37,6 +37,7 @@ from ..detection.detectors import DetectorConfig
 from ..detection.mask_head import PASTING, encode_mask
 from ..errors import InputError
 from .records import FIELDS, KINDS, number_of_keypoints, read_results, read_truth
+from ..training.checkpoints import write_atomically
 
 # %% ../../nbs/51_average_precision.ipynb #252bee47
 def coco_results(
@@ -210,6 +211,7 @@ def _evaluation(
     results: list[dict[str, Any]],
     kind: str,
     image_ids: Sequence[int] | None,
+    category_ids: Sequence[int] | None,
     engine: tuple[Any, Any],
 ) -> Any:
     "The evaluation of one kind of detection, set up on records of its own"
@@ -229,7 +231,8 @@ def _evaluation(
     found.createIndex()
     evaluation = evaluate(annotated, found, KINDS[kind])
     evaluation.params.imgIds = [image[old] for old in sorted(images if image_ids is None else image_ids)]
-    evaluation.params.catIds = list(category.values())
+    chosen = category if category_ids is None else category.keys() & set(category_ids)
+    evaluation.params.catIds = [category[old] for old in sorted(chosen)]
     if kind == "keypoint":
         evaluation.params.kpt_oks_sigmas = keypoint_sigmas(number_of_keypoints(truth))
     return evaluation
@@ -247,7 +250,7 @@ def evaluate_coco(
     figures = {}
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()), _without_collection():
-            evaluation = _evaluation(truth, results, kind, image_ids, _ENGINE)
+            evaluation = _evaluation(truth, results, kind, image_ids, None, _ENGINE)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -262,12 +265,13 @@ def match_coco(
     kind: str = "box",  # of `KINDS`
     image_ids: Sequence[int] | None = None,  # only these images
     sizes: Sequence[str] = ("all",),  # of all, small, medium and large, which keypoints do without small
+    category_ids: Sequence[int] | None = None,  # only these categories
 ) -> COCOeval:  # its `evalImgs` tell of each class, size and image what was matched
     "pycocotools' evaluation as far as the matching, for those who sum up in another way. Raises InputError"
     truth = read_truth(annotations, [kind])
     results = read_results(detections, truth, [kind])
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(truth, results, kind, image_ids, (COCO, _Matching))
+        evaluation = _evaluation(truth, results, kind, image_ids, category_ids, (COCO, _Matching))
         ranges = dict(zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True))
         evaluation.params.areaRngLbl, evaluation.params.areaRng = list(sizes), [ranges[size] for size in sizes]
         evaluation.evaluate()
@@ -417,6 +421,10 @@ def write_submission(
     if path.exists():
         raise InputError(f"{path}: exists already; take another name or folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{name}.json", json.dumps(results))
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{name}.json", json.dumps(results))
+
+    write_atomically(path, write)
     return path

@@ -40,6 +40,7 @@ class Records:
     image_ids: tuple[int, ...]  # M, rising
     recalls: np.ndarray  # [R] where precision is read; none for the area below the curve
     rankings: dict[str, tuple[Ranking, ...]]  # of each class, by the size of the objects
+    groups: np.ndarray | None = None  # [M] int64 from 0, the number of the group that an image is drawn with, if any
 
 # %% ../../nbs/54_resampling.ipynb #c9aaf3cc
 def _ranking(cells: list[dict[str, Any] | None], overlaps: int) -> Ranking:
@@ -63,9 +64,10 @@ def coco_records(
     kind: str = "box",  # "box", "mask" or "keypoint"
     image_ids: Sequence[int] | None = None,  # only these images
     sizes: Sequence[str] = ("all",),  # of all, small, medium and large, which keypoints do without small
+    category_ids: Sequence[int] | None = None,  # only these categories
 ) -> Records:
     "What pycocotools matches in each image. Raises InputError"
-    evaluation = match_coco(annotations, detections, kind, image_ids, sizes)
+    evaluation = match_coco(annotations, detections, kind, image_ids, sizes, category_ids)
     rules, cells = evaluation.params, evaluation.evalImgs
     number, rankings = len(rules.imgIds), {}
     for a, size in enumerate(sizes):
@@ -188,10 +190,13 @@ def draw_images(
     images: int,  # to draw from, and so many to draw
     seed: int,  # of the bootstrap
     resample: int,  # its number
+    groups: np.ndarray | None = None,  # [images] int64 from 0, of images that are drawn together
 ) -> np.ndarray:  # [images] int32
     "How often each image is drawn in a resample with replacement"
-    drawn = stream(seed, resample).integers(images, size=images)
-    return np.bincount(drawn, minlength=images).astype(np.int32)
+    number = images if groups is None else int(groups.max()) + 1
+    drawn = stream(seed, resample).integers(number, size=number)
+    counts = np.bincount(drawn, minlength=number).astype(np.int32)
+    return counts if groups is None else counts[groups]
 
 
 @dataclass(frozen=True)
@@ -229,8 +234,9 @@ def resampled_runs(
 ) -> np.ndarray:  # [runs, 1 + resamples] in percent; the first column is of the images as they are
     "Average precision of runs on the same resamples. Raises InputError"
     _check_comparable(runs, FIGURES[figure][0])
-    images = len(runs[0].image_ids)
-    counts = np.stack([np.ones(images, np.int32), *(draw_images(images, seed, b) for b in range(resamples))])
+    images, groups = len(runs[0].image_ids), runs[0].groups
+    drawn = (draw_images(images, seed, b, groups) for b in range(resamples))
+    counts = np.stack([np.ones(images, np.int32), *drawn])
     found = np.stack([resampled_ap(records, counts, figure) for records in runs])
     if np.isnan(found[:, 0]).any() or np.isnan(found[:, 1:]).all():
         raise InputError(f"{figure}: there is no object that it could be computed on")
@@ -334,6 +340,20 @@ def _covered(runs: tuple[int, int]) -> str:
     )
 
 
+FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
+
+
+def _few(images: int | None) -> str:
+    "What a small number of images does to the interval; empty where there are enough"
+    if images is None or images >= FEW_IMAGES:
+        return ""
+    return (
+        " One image says nothing about others."
+        if images == 1
+        else f" {images} images are few: the interval is too narrow."
+    )
+
+
 def _figures(
     difference: float, interval: tuple[float, float], margin: float, images: int | None, what: str, level: float
 ) -> str:
@@ -357,9 +377,19 @@ def verdict(
     low, high = interval
     if not margin > 0 or not low <= high:
         raise ValueError(f"no verdict from the margin {margin} and the interval {interval}")
-    word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
+    word = (
+        "undecided"
+        if images == 1
+        else "better"
+        if low > 0
+        else "no worse"
+        if low > -margin
+        else "worse"
+        if high < -margin
+        else "undecided"
+    )
     said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
-    return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}", margin)
+    return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}{_few(images)}", margin)
 
 # %% ../../nbs/54_resampling.ipynb #6eaa4e5e
 def _looked(look: int, level: float) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..data.coco import trainable
 from ..data.datasets import Dataset
 from ..data.loading import EvaluationSamples, TrainingSamples
-from ..data.splits import fingerprint, nested_subset, select
+from ..data.splits import fingerprint, nested_subset, select, versions_of
 from ..data.transforms import resized_size
 from ..detection.cascade import switch_to_cascade
 from ..detection.detectors import Detector, DetectorConfig, build, check_from_scratch
@@ -279,8 +279,11 @@ def records_of(
 ) -> Records:
     "What was matched in the detections of one run, image by image. Raises InputError"
     if kind == "voc":
-        return voc_records(val_set.ground_truth, found)
-    return coco_records(val_set.ground_truth, found, kind, val_set.image_ids.tolist())
+        records = voc_records(val_set.ground_truth, found)
+    else:
+        ids, categories = val_set.image_ids.tolist(), val_set.category_ids
+        records = coco_records(val_set.ground_truth, found, kind, ids, category_ids=categories)
+    return replace(records, groups=versions_of(val_set)[np.argsort(val_set.image_ids)])
 
 
 def _kinds_found(figures: Mapping[str, Any]) -> list[Kind]:
@@ -482,7 +485,8 @@ def _results(training: _Training, log: list[dict[str, Any]]) -> RunResults:
     iterations, keypoints = plan.schedule(training.n).iterations, plan.detector.keypoints > 0
     seen = samples_seen(experiment.train_set, plan.batch * iterations, plan.short, plan.long, keypoints)
     skipped = max((line.get("skipped", 0) for line in log), default=0)
-    what = {"arm": experiment.arm, "schedule": training.n, "images_of": len(experiment.train_set), "seed": plan.seed}
+    what = {"arm": experiment.arm, "schedule": training.n, "seed": plan.seed,
+            "images_of": len(trainable(experiment.train_set))}  # fmt: skip
     reached = {key: value for key, value in curve[-1].items() if key != "iteration"}
     took = {"iterations": iterations, **seen, "skipped": skipped, "seconds": round(log[-1]["seconds"], 1)}
     took |= {key: round(log[-1][key], 1) for key in JOULES if key in log[-1]}
@@ -720,11 +724,12 @@ def comparison_of(
         parts = [(f"-{number}images", _part(whole, number)) for number in sorted(subsets, reverse=True)]
         for part, own in [("", whole), *parts]:
             arms += [Arm(f"scratch{part}{name}", replace(own, weights="")), Arm(f"pretrained{part}{name}", own)]
-    order = {len(arm.experiment.train_set): None for arm in arms}
+    sizes = {arm.name: len(trainable(arm.experiment.train_set)) for arm in arms}
+    order = dict.fromkeys(sizes.values())
     cells = [
         Cell("", kind, n, amount, arm.experiment.plan.seed, arm.name)
         for amount in order for kind in ("scratch", "pretrained") for n in sorted(experiment.plan.schedules)
-        for arm in arms if (arm.experiment.arm, len(arm.experiment.train_set)) == (kind, amount)
+        for arm in arms if (arm.experiment.arm, sizes[arm.name]) == (kind, amount)
     ]  # fmt: skip
     return Study(tuple(arms), tuple(cells))
 

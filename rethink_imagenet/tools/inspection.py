@@ -92,7 +92,7 @@ def _geometry(objects: Objects) -> list[Finding]:
         )
         found = _about(told, objects, outside)
     else:
-        told = "boxes that reach out of their images by more than a pixel, and are clipped"
+        told = "boxes that reach out of their images by more than a pixel; training clips them, and evaluation does not"
         found = _about(told, objects, outside & ~empty)
     found += _about("boxes without area within their image, which are left out", objects, empty)
     fractions = " (are they fractions of the sides?)" if tiny.sum() > len(boxes) / 2 else ""
