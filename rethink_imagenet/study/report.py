@@ -648,7 +648,13 @@ def advice_of(
     if results["figure"] or verdict is None:
         return ""
     word, several = verdict["word"], min(verdict["seeds"]) > 1
-    meet = next((one["course"]["meeting"]["chance"] for one in results["courses"]), 0.0)
+    meet = next((one["course"]["meeting"]["chance"] for one in results["courses"]), None)
+    longer = {
+        None: "A longer schedule may close the gap (--schedules).",
+        True: "By the forecast a longer schedule closes the gap (--schedules).",
+        False: "By the forecast a longer schedule is not enough. More images may be; --subsets shows how the gap "
+        "depends on them.",
+    }[None if meet is None else meet > 0.5]
     said = {
         "nothing learned": "An arm has not learned to detect, so there is nothing to compare yet. Look at the data "
         "with rethink_data, and train on a longer schedule (--schedules).",
@@ -657,10 +663,7 @@ def advice_of(
         "no worse": "For these data and this schedule, pre-training can be left out, within the margin.",
         "undecided": "The interval is too wide for a verdict. More seeds narrow the part of it that comes from "
         "training, more images to evaluate on the part that comes from images.",
-        "worse": "Keep pre-training at this schedule. "
-        + ("By the forecast a longer schedule closes the gap (--schedules)." if meet > 0.5 else
-           "By the forecast a longer schedule is not enough. More images may be; --subsets shows how the gap depends "
-           "on them."),
+        "worse": f"Keep pre-training at this schedule. {longer}",
     }[word]  # fmt: skip
     alone = " One run of each arm says nothing about the chance in training: --seeds 3 --resume adds two."
     return said if several else f"{said}{alone}"

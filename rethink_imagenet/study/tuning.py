@@ -79,6 +79,11 @@ def plans_of(
     return found
 
 # %% ../../nbs/65_tuning.ipynb #03826f12
+def _at_the_edge(grid: Mapping[str, Sequence[Value]], won: Mapping[str, Value]) -> list[str]:
+    "The fields of which the lowest or the highest value won, where more than two were tried"
+    return [key for key, values in grid.items() if len(values) > 2 and won[key] in (min(values), max(values))]
+
+
 def tune(
     experiment: Experiment,  # the pre-trained arm's of the comparison to come
     grid: Mapping[str, Sequence[Value]],  # values of the fields of its plan to try
@@ -94,10 +99,9 @@ def tune(
     reached = [run["box"]["ap"] or 0.0 for run in run_study(Study(tuple(arms), ()))]
     best = reached.index(max(reached))
     won, settled = combinations[best]
-    edges = [key for key, values in grid.items() if len(values) > 2 and won[key] in (values[0], values[-1])]
     settings = [{key: _spelled(value) for key, value in each.items()} for each, _ in combinations]
     tried = [{"values": each, "box": ap} for each, ap in zip(settings, reached, strict=True)]
-    record = {"tried": tried, "chosen": settings[best], "at_the_edge": edges}
+    record = {"tried": tried, "chosen": settings[best], "at_the_edge": _at_the_edge(grid, won)}
     with fail_together():
         if is_first():
             text = json.dumps(record, indent=1)
