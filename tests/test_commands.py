@@ -32,6 +32,7 @@ from rethink_imagenet.tools.options import COMMANDS, VERSION, options_of, settin
 from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
+from rethink_imagenet.training.processes import OutOfMemory, memory_told
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Change = Callable[[dict[str, Any]], object]
@@ -196,6 +197,13 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda c: first(c, "annotations", segmentation=[[0, 0, 1e7, 0, 5, 5]]), "further outside"
     ),
     "iscrowd is a word": (lambda c: first(c, "annotations", iscrowd="0"), '"iscrowd" is neither 0 nor 1'),
+    "iscrowd is a fraction": (lambda c: first(c, "annotations", iscrowd=0.0), '"iscrowd" is neither 0 nor 1'),
+    "ignore is nothing": (lambda c: first(c, "annotations", ignore=None), '"ignore" is neither 0 nor 1'),
+    "difficult is a word": (lambda c: first(c, "annotations", difficult="0"), '"difficult" is neither 0 nor 1'),
+    "a crowd without mask": (lambda c: first(c, "annotations", iscrowd=1, segmentation=[]), "has no segmentation"),
+    "a file of two images": (
+        lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "the one of image number 0 as well"
+    ),
     "area is a word": (lambda c: first(c, "annotations", area="large"), '"area" is no number'),
     "id is true": (lambda c: first(c, "annotations", id=True), 'has no valid "id"'),
     "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has no valid "id"'),
@@ -228,7 +236,8 @@ def test_degenerate_boxes_are_counted_and_strict_refuses_them(scenes: Path) -> N
     path = annotations(scenes)
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][2] = 0
-    content["images"].append(content["images"][0] | {"id": 99})
+    content["images"].append(content["images"][0] | {"id": 99, "file_name": "more.png"})
+    shutil.copy(scenes / "train" / "000000.png", scenes / "train" / "more.png")
     path.write_text(json.dumps(content))
     assert read_coco(path).left_out == {"boxes without area": 1, "images without objects": 1}
     with pytest.raises(InputError, match="1 boxes without area, 1 images without objects"):
@@ -326,7 +335,8 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     done = command("rethink_train", *words, "--rate", 0.3, "--out", "out")
     assert done.returncode == 0, done.stderr
     box = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["box"]
-    again = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again")
+    again = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again", "--voc")
+    assert again.stdout.count("VOC  mAP (") == 2
     assert again.returncode == 0 and f"box  ap {box['ap']:.2f}" in again.stdout, again.stderr
     found = json.loads((tmp_path / "again" / "detections.json").read_text())
     assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and len(found) > 4
@@ -421,6 +431,17 @@ def test_a_detector_detects_without_double_precision(more: dict[str, Any]) -> No
     with InSinglePrecision(), torch.no_grad():
         found = detector([torch.rand(3, 96, 128)])[0]
     assert len(found["boxes"]) > 5
+
+
+def test_a_machine_whose_memory_is_full_says_so() -> None:
+    """PyTorch's own words for the CPU, and Python's."""
+    with (
+        pytest.raises(OutOfMemory, match=r"^DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        memory_told(),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory, match="the memory of this machine ran out"), memory_told():
+        bytearray(2**60)
 
 
 def out_of_memory(*_: object, **__: object) -> None:

@@ -125,7 +125,8 @@ def test_a_family_handed_out(train: Callable[..., Done], tmp_path: Path) -> None
     early = train("parts", *family, "--only", "2")
     assert early.returncode == 2 and "3x: has no checkpoint of iteration 13 to branch off from" in early.stderr
     assert train("parts", *family, "--only", "3", "--resume").returncode == 0
-    assert train("parts", *family, "--only", "2", "--resume").returncode == 0
+    branch = train("parts", *family, "--only", "2", "--resume")
+    assert branch.returncode == 0 and branch.stdout.rstrip().endswith("parts/2x/results.json")
     together = train("whole", *family)
     assert "a trunk of 30 iterations, branches after 13: 37 iterations instead of 50" in together.stdout
     assert "with all that follows" in together.stderr
@@ -133,13 +134,13 @@ def test_a_family_handed_out(train: Callable[..., Done], tmp_path: Path) -> None
     for name in ("parts", "whole"):
         found = differences(tmp_path / name / "2x", tmp_path / "straight" / "2x")
         assert found in ([], ["log"]), found  # evaluations are set by the longest schedule
-    (branch,) = (path for path in checkpoints_of(tmp_path / "whole" / "3x") if iteration_of(path) == 13)
-    branch.write_bytes(branch.read_bytes()[:1000])
+    (point,) = (path for path in checkpoints_of(tmp_path / "whole" / "3x") if iteration_of(path) == 13)
+    point.write_bytes(point.read_bytes()[:1000])
     for file in (tmp_path / "whole" / "2x" / "checkpoints").glob("*.pt"):
         file.unlink()
     (tmp_path / "whole" / "2x" / "results.json").unlink()
     damaged = train("whole", *family, "--resume")
-    assert damaged.returncode == 2 and f"{branch}: is damaged" in damaged.stderr
+    assert damaged.returncode == 2 and f"{point}: is damaged" in damaged.stderr
 
 
 def test_all_checkpoints_are_damaged(train: Callable[..., Done], tmp_path: Path) -> None:

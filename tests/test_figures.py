@@ -1,6 +1,7 @@
 """Whole figures and tables of the paper: in miniature on photographs, resumed, shared, and refused in one line."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +102,9 @@ def test_faults_are_one_line_and_write_nothing(
     assert "a recipe settles what is trained: it takes --data" in fault_of(capsys, figure="figure1")
     said = fault_of(capsys, figure="figure1", data=coco, norm="bn", at_once=1, schedules="2,3")
     assert "not --norm, --schedules" in said
+    assert "not --hours" in fault_of(capsys, figure="figure1", data=coco, hours=3.0)
+    for seed in (-1, 10**10):
+        assert f"--seed {seed}: takes a number" in fault_of(capsys, figure="figure1", data=coco, seed=seed)
     said = fault_of(capsys, figure="figure1", data="nowhere")
     assert "nowhere/annotations/instances_train2017.json" in said and "http://images.cocodataset.org" in said
     assert "--scale 2: is not above 0" in fault_of(capsys, figure="figure1", data=coco, scale=2.0)
@@ -115,6 +119,17 @@ def test_faults_are_one_line_and_write_nothing(
     both = {"weights": "other.pth", "crops": "nowhere"}
     assert "name one of them" in fault_of(capsys, figure="figure1", data=coco, scale=0.01, **both)
     assert [path.name for path in tmp_path.iterdir()] == ["other.pth"]
+
+
+def test_a_figure_is_foretold_and_nothing_is_trained(
+    sample_data: Sample, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rethink_compare(figure="figure1", data=str(sample_data("coco_mini_by")), scale=0.005, out=str(out), dry_run=True)
+    said = capsys.readouterr().out
+    for name in ("r50-gn-scratch", "r50-gn-pretrained"):
+        assert re.search(rf"^{name}: a trunk of .* iterations", said, re.M)
+    assert said.count("time: ") == said.count("memory: ") == 2 and not out.exists()
 
 
 def test_data_without_what_a_figure_is_about(

@@ -122,7 +122,7 @@ from rethink_imagenet.tools.experiments import (
     runs_asked_for,
     study_for,
 )
-from .inspection import faults_of, look_at, page_text, write_page
+from .inspection import evaluation_fault, faults_of, look_at, page_text, write_page
 from rethink_imagenet.tools.options import (
     Compare,
     Data,
@@ -148,7 +148,15 @@ from rethink_imagenet.tools.options import (
 from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
 from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
-from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
+from rethink_imagenet.training.distributed import (
+    DEVICES,
+    LostProcess,
+    all_gpus,
+    device_of,
+    is_speaker,
+    joined,
+    workers_for,
+)
 from ..training.jobs import read_cluster
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
@@ -213,6 +221,22 @@ def one_line_faults(
     return guarded
 
 
+def _is_on_cluster(settings: Any) -> bool:
+    "Whether the runs of a command go to machines of a cluster"
+    return bool(getattr(getattr(settings, "runs", None), "slurm", ""))
+
+
+def _device_here(settings: Any) -> str:
+    "The device of this process; the CPU where the one that was typed is on a cluster's machines alone"
+    name = settings.how.device
+    try:
+        return device_of(name)
+    except InputError:
+        if _is_on_cluster(settings) and name.partition(":")[0] in DEVICES:
+            return "cpu"
+        raise
+
+
 def in_job(
     command: Callable[..., None],  # whose settings have `how` with `device` and `timeout`
 ) -> Callable[..., None]:
@@ -220,7 +244,7 @@ def in_job(
 
     @wraps(command)
     def inside(settings: Any) -> None:
-        with joined(device_of(settings.how.device), settings.how.timeout):
+        with joined(_device_here(settings), settings.how.timeout):
             one_line_faults(command)(settings)
 
     return inside
@@ -451,6 +475,13 @@ def execution_of(
     )
 
 
+def _is_of_the_paper(settings: Compare | Tune) -> bool:
+    "Whether a command trains the paper's model, at its size"
+    if isinstance(settings, Compare) and settings.figure:
+        return settings.scale == 1
+    return _size(settings) == "paper"
+
+
 def spread_out(
     execution: Execution,  # of one run after the other
     settings: Compare | Tune,  # as typed
@@ -467,6 +498,10 @@ def spread_out(
     if jobs:
         raise InputError("--jobs and --slurm: a cluster decides how many runs go on at once; give one of them")
     read_cluster(slurm)
+    elsewhere = execution.device == "cpu" != settings.how.device and settings.detector.precision == "auto"
+    if elsewhere and _is_of_the_paper(settings):
+        raise InputError("--slurm: what the GPUs of the cluster can do is not known on this machine, which has none; "
+                         "add --precision bf16 or --precision fp32")  # fmt: skip
     return replace(execution, device=settings.how.device, workers=settings.how.workers, cluster=slurm)
 
 
@@ -482,10 +517,10 @@ def precision_of(
     return "bf16" if kind != "mps" and has_bfloat16(kind) else "fp32"
 
 # %% ../../nbs/76_commands.ipynb #66281ec3
-def _target(how: RunOptions | DeviceOptions, command: str) -> str:
+def _target(settings: Any, command: str) -> str:
     "The device to compute on, perhaps the same way each time; says so where other GPUs are left idle"
-    target = device_of(how.device)
-    if isinstance(how, RunOptions) and how.deterministic and target.startswith("cuda"):
+    target, how, on_cluster = _device_here(settings), settings.how, _is_on_cluster(settings)
+    if isinstance(how, RunOptions) and how.deterministic and (on_cluster or target.startswith("cuda")):
         compute_deterministically()
     if told := all_gpus(target, command):
         say(told)
@@ -531,6 +566,8 @@ def _read_to_train(source: DataOptions, seed: int = 0) -> tuple[tuple[Dataset, D
     "The data that were named, with their images looked at before anything is trained, and those in both; or None"
     sets = _read(source, seed)
     _check_images(sets or ())
+    if sets and is_first() and (fault := evaluation_fault(sets[1])):
+        raise InputError(fault)
     shared = shared_images(*sets) if sets and is_first() else None
     _say_shared(shared)
     return sets, shared
@@ -566,7 +603,7 @@ def _pretrained(
 # %% ../../nbs/76_commands.ipynb #19c20a02
 _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "boxes_only", "subset", "model", "batch",
             "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid",
-            "seeds", "subsets"}  # fmt: skip
+            "seeds", "subsets", "hours"}  # fmt: skip
 
 
 def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
@@ -579,6 +616,13 @@ def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
             f"a recipe settles what is trained: it takes --data, and of the rest only how to run it"
             f"{f', not {options}' if said else ''}"
         )
+    _check_seed(settings.detector.seed)
+
+
+def _check_seed(seed: int) -> None:
+    "Raises InputError for a seed that NumPy would refuse, or that is larger than anyone needs"
+    if not 0 <= seed < 10**9:
+        raise InputError(f"--seed {seed}: takes a number from 0 to 999999999")
 
 
 def _data_of(recipe: Recipe, data: str, strict: bool) -> tuple[Dataset, Dataset]:
@@ -635,13 +679,21 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     return [replace(part, plan=_run_as(part.plan, precision, settings.detector.seed)) for part in parts], precision
 
 
+def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
+    "Say what each training of a figure would be, and what it would cost"
+    for part in parts:
+        say(f"{part.name}: {iterations_told(part.plan)}")
+        with fail_together():
+            say(describe_run(part.plan, part.train_set, execution))
+
+
 def _compare_figure(settings: Compare) -> None:
     "Carry out a figure or table of the paper, and report it"
     folder, how, data = Path(settings.out), settings.pretraining, settings.source.data
     with fail_together():
         group_named(settings.figure)
         _check_recipe(settings)
-        target = _target(settings.how, "rethink_compare")
+        target = _target(settings, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
         spread_out(execution, settings)
@@ -652,9 +704,11 @@ def _compare_figure(settings: Compare) -> None:
         config = {"figure": settings.figure, "scale": settings.scale, "data": data}
         config |= {"pretraining": [how.weights, how.crops, how.side, how.epochs]}
         config |= {"seed": settings.detector.seed, "precision": precision}
-        if is_first():
+        if is_first() and not settings.size.dry_run:
             inputs = [data, how.crops, *sources.values()]
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+    if settings.size.dry_run:
+        return _foretell_figure(parts, execution)
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")
@@ -794,7 +848,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     _check_size(size)
     weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
-    target = _target(settings.how, "rethink_compare")
+    target = _target(settings, "rethink_compare")
     execution = execution_of(settings.how, target, settings.folder.accept)
     spread = spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
@@ -885,7 +939,7 @@ def rethink_tune(
 # %% ../../nbs/76_commands.ipynb #74321d21
 def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None, Execution]:
     "What will be trained, from which weights, on which data, and how. Raises InputError"
-    target = _target(settings.how, "rethink_train")
+    target = _target(settings, "rethink_train")
     execution = execution_of(settings.how, target, settings.folder.accept)
     sets: tuple[Dataset, Dataset] | None
     if settings.recipe:
@@ -933,7 +987,7 @@ def rethink_train(
     results = run_family(Experiment(plan, train_set, val_set, folder, weights, execution), only=only or None)
     if is_first():
         table = aligned(table_rows(results))
-        print(f"\n{table}\n\n{folder / f'{plan.schedules[-1]:g}x' / 'results.json'}")
+        print(f"\n{table}\n\n{folder / f'{only or plan.schedules[-1]:g}x' / 'results.json'}")
         if settings.recipe:
             of_paper = f"the paper: {_paper(recipe_named(settings.recipe))}"
             print("\n".join(filter(None, (of_paper, caution_of(settings.scale)))))
@@ -945,12 +999,12 @@ def rethink_pretrain(
     settings: Pretrain,  # what was asked for
 ) -> None:
     "Train the body of a detector as a classifier"
-    s, folder, target = settings, Path(settings.out), _target(settings.how, "rethink_pretrain")
+    s, folder, target = settings, Path(settings.out), _target(settings, "rethink_pretrain")
     with fail_together():
         execution = execution_of(s.how, target, s.folder.accept)
-        if min(s.batch, s.side) < 1 or s.seed < 0 or not 0 < s.epochs < 1e6:
-            told = f"--batch {s.batch}, --side {s.side}, --seed {s.seed}, --epochs {s.epochs}"
-            raise InputError(f"{told}: one is out of range")
+        _check_seed(s.seed)
+        if min(s.batch, s.side) < 1 or not 0 < s.epochs < 1e6:
+            raise InputError(f"--batch {s.batch}, --side {s.side}, --epochs {s.epochs}: one is out of range")
         check_from_scratch(Classifier(2, s.backbone, s.norm))
         if s.data:
             ClassificationSamples(s.data, s.side)
@@ -1023,23 +1077,31 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
     if not (annotations and detections):
         raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
     _say_figures(evaluate_coco(annotations, detections, kinds.split(",")))
-    for eleven in (False, True) if voc else ():
+    if voc:
+        _say_voc(annotations, detections)
+
+
+def _say_voc(annotations: str | Path | dict[str, Any], detections: str | list[dict[str, Any]]) -> None:
+    "VOC's mean average precision by both of its rules"
+    for eleven in (False, True):
         said = "11 points" if eleven else "area"
         figures = evaluate_voc(annotations, detections, eleven)
         print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
 
 
 def _write_found(
-    dataset: Dataset, found: list[dict[str, Any]], detector: Detector, submission: str, folder: Path
+    dataset: Dataset, found: list[dict[str, Any]], detector: Detector, settings: Eval, folder: Path
 ) -> None:
     "Write detections, and the zips of a submission; say their figures where there are annotations"
     write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
     heads = {"box": detector.box_head, "mask": detector.mask_head, "keypoint": detector.keypoint_head}
     kinds = [kind for kind, head in heads.items() if head is not None]  # also where nothing was found
-    for kind in kinds if submission else ():
-        print(write_submission(dataset, found, kind, submission, folder / kind))
+    for kind in kinds if settings.submission else ():
+        print(write_submission(dataset, found, kind, settings.submission, folder / kind))
     if dataset.usable.any():
         _say_figures(evaluate(dataset, found, "mask" in kinds, "keypoint" in kinds))
+        if settings.voc:
+            _say_voc(dataset.ground_truth, found)
     print(folder / "detections.json")
 
 # %% ../../nbs/76_commands.ipynb #aa5e35d8
@@ -1054,7 +1116,7 @@ def rethink_eval(
             if is_first():
                 _evaluate_file(settings.annotations, settings.detections, settings.kinds, settings.voc)
         return
-    folder, model, target = Path(settings.out), settings.model, _target(settings.how, "rethink_eval")
+    folder, model, target = Path(settings.out), settings.model, _target(settings, "rethink_eval")
     with fail_together():
         workers = execution_of(settings.how, target).workers
         if settings.submission:
@@ -1072,7 +1134,7 @@ def rethink_eval(
     with fail_together():
         if is_first():
             prepare_folder(folder, about, None, options=_repeatable(settings))
-            _write_found(dataset, found, detector, settings.submission, folder)
+            _write_found(dataset, found, detector, settings, folder)
 
 # %% ../../nbs/76_commands.ipynb #6ffd1adb
 @one_line_faults
@@ -1081,7 +1143,7 @@ def rethink_detect(
     settings: Detect,  # what was asked for
 ) -> None:
     "Draw what a trained detector finds in images, and write it in COCO's results format"
-    folder, score, target = Path(settings.out), settings.score, _target(settings.how, "rethink_detect")
+    folder, score, target = Path(settings.out), settings.score, _target(settings, "rethink_detect")
     with fail_together():
         workers = execution_of(settings.how, target).workers
     detector, config = _loaded(settings.model)
@@ -1290,6 +1352,8 @@ def _carry_out(folder: Path, settings: Evidence) -> None:
     place = Workplace(Path(settings.out) / folder.name / ("quick" * settings.quick), Path(settings.data), execution)
     results = folder if not settings.quick else place.folder
     say(f"{folder.name}: {design.question} {runs_asked_for(design)} runs, {len(kept_runs(design, results))} are there")
+    if settings.keep and not (place.folder / "runs").is_dir():
+        return say("nothing has begun")
     study = study_for(design, place)
     if settings.keep:
         say("\n".join(keep(design, study, results)) or "nothing new has ended")

@@ -74,7 +74,7 @@ class RunOptions:
     "How it is carried out"
 
     device: str = "auto"  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
-    workers: int = -1  # processes that decode and augment; by default 1, for a GPU as many as the cores allow
+    workers: int = -1  # processes that decode; 0 for none, -1 for 1 or, with a GPU, as many as the cores allow
     at_once: int = 0  # images that a process computes together, all that BN sees; by default its share of the batch
     save_every: int = 0  # iterations between checkpoints; by default a quarter of the longest schedule, at most 2500
     on_nan: Literal["stop", "skip"] = "stop"  # at a loss that is not finite: stop, or skip the iteration and count it
@@ -149,7 +149,7 @@ class Compare:
         --crops the others are pre-trained here
     rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --jobs 2
         two runs at once: twice the memory, the same results; --jobs 1 is one run after the other
-    rethink_compare --data coco --out runs/coco --device cuda --slurm partition=gpu,gpus_per_node=1,cpus_per_task=8
+    rethink_compare --data coco --device cuda --precision bf16 --slurm partition=gpu,gpus_per_node=1,cpus_per_task=8
         each run is a job of a SLURM cluster; the command waits for the runs, and judges when the last has ended
     rethink_compare figure1 --data coco --scale 0.02 --out runs/miniature
         the same in miniature, in minutes on a laptop; its small bodies are pre-trained on the embedded crops
@@ -223,7 +223,7 @@ class DeviceOptions:
     "Where networks compute"
 
     device: str = "auto"  # auto (cuda if there is a GPU, else cpu), cpu, cuda, a GPU such as cuda:1, mps (not tried)
-    workers: int = -1  # processes that decode; by default 1, for a GPU as many as the cores allow
+    workers: int = -1  # processes that decode; 0 for none, -1 for 1 or, with a GPU, as many as the cores allow
     timeout: float = 30.0  # minutes that several processes wait for each other
 
 

@@ -53,7 +53,7 @@ def write_atomically(
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         partial.replace(path)
         _flush_names(path.parent)
@@ -61,7 +61,7 @@ def write_atomically(
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise CannotWrite(
-            f"{path}: could not be written ({error}); make room or mend the folder, then --resume"
+            f"{path}: could not be written ({error}); make room or mend the folder, and start again"
         ) from None
 
 # %% ../../nbs/42_checkpoints.ipynb #ce7887ac

@@ -423,7 +423,7 @@ def at_once_for(
     work: float,  # of all jobs, in iterations
 ) -> int:  # 1 for one after the other, in this process
     "How many jobs to carry out at once where nobody has said"
-    if world_size() > 1 or work < WORTH_WHILE:
+    if world_size() > 1 or work < WORTH_WHILE or os.name == "nt":  # Windows passes no connections on to processes
         return 1
     there = {"cpu": cores(), "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 1}
     return max(1, min(there.get(device, 1), beginnings))

@@ -79,7 +79,7 @@ def parameter_groups(
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+                norm = isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
                 parts[norm, name == "bias"].append(parameter)
     groups = []
     for (norm, bias), parameters in parts.items():

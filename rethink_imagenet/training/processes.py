@@ -121,17 +121,23 @@ class LostWorker(RunStopped):
     "A process that decodes images is gone; nothing that was written is lost"
 
 
+_OUT_OF_MEMORY = "out of memory", "_ALLOC_FAILED", "can't allocate memory"  # as PyTorch says it, on GPU and CPU
+
+
 @contextmanager
 def memory_told() -> Iterator[None]:
-    "A block in which want of memory on the device is an OutOfMemory, and a worker that was killed a LostWorker"
+    "A block in which want of memory is an OutOfMemory, and a worker that was killed a LostWorker"
     try:
         yield
+    except MemoryError as error:  # of Python, NumPy or Pillow
+        raise OutOfMemory(f"the memory of this machine ran out{f' ({error})' if str(error) else ''}") from None
     except RuntimeError as error:
         said = next(iter(str(error).splitlines()), "")
         if said.startswith("DataLoader worker"):  # as PyTorch calls them
             raise LostWorker(_worker_told(said)) from None
-        if isinstance(error, RunStopped) or ("out of memory" not in said and "_ALLOC_FAILED" not in said):
+        if isinstance(error, RunStopped) or not any(words in said for words in _OUT_OF_MEMORY):
             raise
+        said = said[max(0, said.find("DefaultCPUAllocator")) :]
         raise OutOfMemory(". ".join(said.split(". ")[:3])) from None  # what was tried, and what is free
 
 
