@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torch._utils import ExceptionWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,7 +24,7 @@ from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
-from rethink_imagenet.evaluation.average_precision import evaluate
+from rethink_imagenet.evaluation.average_precision import evaluate, evaluate_voc
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
@@ -202,7 +203,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "difficult is a word": (lambda c: first(c, "annotations", difficult="0"), '"difficult" is neither 0 nor 1'),
     "a crowd without mask": (lambda c: first(c, "annotations", iscrowd=1, segmentation=[]), "has no segmentation"),
     "a file of two images": (
-        lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "the one of image number 0 as well"
+        lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "image number 0 (id 1) as well"
     ),
     "area is a word": (lambda c: first(c, "annotations", area="large"), '"area" is no number'),
     "id is true": (lambda c: first(c, "annotations", id=True), 'has no valid "id"'),
@@ -338,6 +339,13 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     again = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again", "--voc")
     assert again.stdout.count("VOC  mAP (") == 2
     assert again.returncode == 0 and f"box  ap {box['ap']:.2f}" in again.stdout, again.stderr
+    alone = ["rethink_eval", "out/2x", "--val", annotations(scenes, "val"), "--images", scenes / "val", "--split", 0.5]
+    half = command(*alone, "--out", "half", "--voc")
+    chosen = {d["image_id"] for d in json.loads((tmp_path / "half" / "detections.json").read_text())}
+    truth = json.loads(annotations(scenes, "val").read_text())
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in chosen]
+    part = evaluate_voc(truth, tmp_path / "half" / "detections.json")
+    assert len(chosen) == 2 and f"VOC  mAP (area) {part['map']:.2f}" in half.stdout, half.stdout + half.stderr
     found = json.loads((tmp_path / "again" / "detections.json").read_text())
     assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and len(found) > 4
     over = command("rethink_eval", "out/2x", "--data", scenes, "--out", "again")
@@ -440,8 +448,14 @@ def test_a_machine_whose_memory_is_full_says_so() -> None:
         memory_told(),
     ):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(OutOfMemory, match="the memory of this machine ran out"), memory_told():
+    with pytest.raises(OutOfMemory, match=r"^the memory of this machine ran out$"), memory_told():
         bytearray(2**60)
+    for kind in (MemoryError, np._core._exceptions._ArrayMemoryError):  # as a worker that decodes hands them on
+        with pytest.raises(OutOfMemory, match=r"^the memory of this machine ran out$"), memory_told():
+            try:
+                raise kind(*(((2**40,), np.dtype(float)) if kind is not MemoryError else ()))
+            except MemoryError:
+                ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
 
 def out_of_memory(*_: object, **__: object) -> None:
@@ -455,7 +469,7 @@ def out_of_memory(*_: object, **__: object) -> None:
     [
         ("run_family", "--at-once 1", {"dry_run": False}),
         ("pretrain", "take a smaller --batch or --side", {"epochs": 1.0}),
-        ("predict", "take a device with more memory, or --device cpu", {}),
+        ("predict", "take a device with more memory, or --device cpu; or fewer --workers", {}),
     ],
 )
 def test_a_gpu_that_is_full(

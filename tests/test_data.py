@@ -20,7 +20,7 @@ from PIL import Image
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.images import load_image, look_at_files, read_header, read_image_files, read_upright
 from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
-from rethink_imagenet.data.splits import hold_back, original_name, read_splits, shared_images, versions_of
+from rethink_imagenet.data.splits import hold_back, original_name, read_splits, select, shared_images, versions_of
 from rethink_imagenet.data.transforms import flip, read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.errors import InputError
@@ -202,18 +202,22 @@ def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
 def test_versions_of_an_image_are_told_by_their_name() -> None:
     same = "IMG_1.jpg", f"IMG_1_jpg.rf.{7:032x}.jpg", "a/IMG_1_jpg.rf.Bg4xbXVEQ1Ksm6hnTmnI.jpg", "IMG_1_aug_2.jpg"
     assert len({original_name(name) for name in same}) == 1
-    others = ("IMG (1).jpg", "IMG (2).jpg", "IMG_2.jpg", "IMG.jpg", "surf.rfid.jpg", "2023_aug_15.jpg",
-              "2023_aug_16.jpg", "1_aug_2023.jpg", "site_rf_channel1.jpg", "site_rf_channel2.jpg")  # fmt: skip
+    others = ("IMG (1).jpg", "IMG (2).jpg", "IMG_2.jpg", "IMG.jpg", "surf.rfid.jpg", "site_rf_channel1.jpg",
+              "site_rf_channel2.jpg", "2023_aug_15.jpg", "2023_aug_16.jpg", "cam_2023_aug_15.jpg",
+              "cam_2023_aug_16.jpg", "site2023-aug-1.jpg", "site2023-aug-2.jpg", "1_aug_2023.jpg")  # fmt: skip
     assert len({original_name(name) for name in others}) == len(others)
 
 
 def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
-    names = [f"case{n}/axial.png" for n in range(10)]
+    names = [f"case{n // 2}/axial{'_aug1' * (n % 2)}.png" for n in range(10)]
     for n, name in enumerate(names):
         save(tmp_path / "images" / name, n)
     dataset = read_coco(write(tmp_path / "all.json", tables(names)))
-    assert versions_of(dataset).tolist() == list(range(10))
+    assert versions_of(names).tolist() == [n // 2 for n in range(10)]
     assert [len(part) for part in hold_back(dataset, 0.2)] == [8, 2]
+    one = replace(dataset, file_names=np.array([f"a_aug_{n}.png" for n in range(10)]))
+    with pytest.raises(InputError, match=r"of its 10 images back, which are versions of 1 by their names"):
+        hold_back(one, 0.2)
 
 
 def voc_xml(name: str) -> str:
@@ -533,6 +537,9 @@ def test_images_without_objects_are_held_back_too(tmp_path: Path) -> None:
     content["annotations"] = content["annotations"][::2]
     parts = hold_back(read_coco(write(tmp_path / "all.json", content)), 0.4)
     empty = [part.left_out["images without objects"] for part in parts]
+    content["annotations"].append(content["annotations"][0] | {"id": 99, "bbox": [6, 4, 0, 8]})
+    part, _ = hold_back(read_coco(write(tmp_path / "more.json", content)), 0.4)
+    assert select(part, np.arange(3)).left_out["boxes without area in the whole file"] == 1
     assert [len(part) for part in parts] == [12, 8] and sum(empty) == 10
     content["annotations"] = content["annotations"][:1]
     with pytest.raises(InputError, match="too few images with objects to hold"):
@@ -552,7 +559,10 @@ def test_figures_stand_at_the_names_of_their_classes(tmp_path: Path) -> None:
     assert by_name == {"valve": pytest.approx(100), "pump": None}
     two = replace(val, file_names=np.array([f"{n}_jpg.rf.{m:032x}.jpg" for m, n in enumerate((7, 8, 7))]))
     groups = records_of(found, "box", two).groups
-    assert groups is not None and groups.tolist() == [0, 1, 0]
+    assert groups is not None and groups.tolist() == [0, 1, 0] and records_of(found, "box", two).drawn == 2
+    turned = replace(val, image_ids=val.image_ids[::-1].copy())  # the order of a file says nothing about versions
+    groups = records_of(found, "box", turned).groups
+    assert groups is not None and groups.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore", "difficult"])

@@ -260,9 +260,10 @@ def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.nda
     finder = FileFinder(folder)
     found = [_file_meant(file, finder, name(i)) for i, file in enumerate(files)]
     if len(set(found)) < len(found):
-        i = next(i for i, file in enumerate(found) if file in found[:i])
-        raise InputError(f"{name(i)}: its file {found[i]} is the one of image number {found.index(found[i])} as well; "
-                         "make one image of the two")  # fmt: skip
+        known: dict[str, int] = {}
+        i = next(i for i, file in enumerate(found) if known.setdefault(file, i) < i)
+        told = f"its file {found[i]} is the one of image number {known[found[i]]} (id {ids[known[found[i]]]}) as well"
+        raise InputError(f"{name(i)}: {told}; remove one of the two, and give its annotations the id of the other")
     for i in range(len(files)):
         height, width = sizes[i].tolist()
         if min(height, width) < 1 or height * width > LARGEST_IMAGE:

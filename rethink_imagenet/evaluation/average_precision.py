@@ -335,10 +335,15 @@ def match_voc(
     annotations: str | Path | dict[str, Any],  # in COCO's format; `difficult` as `read_voc` gives it
     detections: str | Path | list[dict[str, Any]],  # in COCO's results format
     overlap: float = 0.5,  # IoU from which on a detection is right
+    image_ids: Sequence[int] | None = None,  # only these images
 ) -> dict[str, VOCMatches]:  # by name of the class
     "Which detections are right by VOC's rule. Raises InputError"
     truth, matches = read_truth(annotations, ["box"]), {}
     results = read_results(detections, truth, ["box"])
+    if image_ids is not None:
+        some = set(image_ids)
+        truth |= {"annotations": [one for one in truth["annotations"] if one["image_id"] in some]}
+        results = [one for one in results if one["image_id"] in some]
     for category in truth["categories"]:
         if category["name"] in matches:
             raise InputError(f'two categories are named "{category["name"]}"; VOC tells classes apart by their names')
@@ -359,10 +364,11 @@ def evaluate_voc(
     detections: str | Path | list[dict[str, Any]],  # in COCO's results format
     eleven_points: bool = False,  # VOC's rule until 2009
     overlap: float = 0.5,  # IoU from which on a detection is right
+    image_ids: Sequence[int] | None = None,  # only these images
 ) -> dict[str, Any]:  # map, and by_class: name -> AP, in percent; None without objects
     "VOC's mean average precision over classes. Raises InputError"
     by_class: dict[str, float | None] = {}
-    for name, found in match_voc(annotations, detections, overlap).items():
+    for name, found in match_voc(annotations, detections, overlap, image_ids).items():
         objects = len(found.objects)
         by_class[name] = 100 * _voc_ap(found.right, found.wrong, objects, eleven_points) if objects else None
     known = [ap for ap in by_class.values() if ap is not None]

@@ -42,6 +42,11 @@ class Records:
     rankings: dict[str, tuple[Ranking, ...]]  # of each class, by the size of the objects
     groups: np.ndarray | None = None  # [M] int64 from 0, the number of the group that an image is drawn with, if any
 
+    @property
+    def drawn(self) -> int:
+        "How many images, or groups of them, a resample draws from"
+        return len(self.image_ids) if self.groups is None else int(self.groups.max()) + 1
+
 # %% ../../nbs/54_resampling.ipynb #c9aaf3cc
 def _ranking(cells: list[dict[str, Any] | None], overlaps: int) -> Ranking:
     "One class from what pycocotools matched in each image; None where the image has nothing of it"
@@ -210,7 +215,7 @@ class Difference:
     difference: float  # first - second
     interval: tuple[float, float]  # for images and training; for images alone with one run in an arm
     level: float  # of the interval, in 0..1
-    images: int  # evaluated on
+    images: int  # evaluated on; versions of an image count once
     runs: tuple[int, int]  # of each arm
     resamples: int
     look: int = 1  # at a study that grows, from 1
@@ -272,7 +277,7 @@ def difference_between(
     first: np.ndarray,  # [R1, 1 + B] AP of the runs of one arm, as `resampled_runs` gives it
     second: np.ndarray,  # [R2, 1 + B] AP of the runs of the other arm, on the same resamples, in the order of seeds
     kind: str,  # "box", "mask", "keypoint" or "voc"
-    images: int,  # evaluated on
+    images: int,  # evaluated on; versions of an image count once
     figure: str = "ap",  # of `FIGURES`
     look: int = 1,  # at a study that grows, from 1; later looks have a higher level
 ) -> Difference:
@@ -292,7 +297,7 @@ def paired_bootstrap(
 ) -> Difference:
     "The difference of two arms' AP with an interval for images and, of several runs, for training. Raises InputError"
     ap = resampled_runs([*first, *second], figure, resamples, seed)
-    return difference_between(ap[: len(first)], ap[len(first) :], first[0].kind, len(first[0].image_ids), figure, look)
+    return difference_between(ap[: len(first)], ap[len(first) :], first[0].kind, first[0].drawn, figure, look)
 
 # %% ../../nbs/54_resampling.ipynb #acdf36c2
 MARGIN = 0.5  # AP; a smaller loss does not matter
@@ -345,13 +350,8 @@ FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
 
 def _few(images: int | None) -> str:
     "What a small number of images does to the interval; empty where there are enough"
-    if images is None or images >= FEW_IMAGES:
-        return ""
-    return (
-        " One image says nothing about others."
-        if images == 1
-        else f" {images} images are few: the interval is too narrow."
-    )
+    few = images is not None and images < FEW_IMAGES
+    return f" {images} images are few: the interval is too narrow." if few else ""
 
 
 def _figures(
@@ -389,6 +389,8 @@ def verdict(
         else "undecided"
     )
     said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
+    if images == 1:
+        return Verdict(word, said, "Shown: nothing. One image says nothing about others.", margin)
     return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}{_few(images)}", margin)
 
 # %% ../../nbs/54_resampling.ipynb #6eaa4e5e

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..data.coco import trainable
 from ..data.datasets import Dataset
 from ..data.splits import Shared, shared_images
 from ..detection.detectors import build
@@ -154,7 +155,7 @@ def study_of(
         source, sets = part.goes_on_from(parts), (part.train_set, part.val_set)
         experiment = Experiment(part.plan, *sets, Path(folder), part.weights, execution, part.shared)
         arms.append(Arm(part.name, experiment, source.name if source else ""))
-        amount, seed = len(part.train_set), part.plan.seed
+        amount, seed = len(trainable(part.train_set)), part.plan.seed
         cells += [
             Cell(r.system, r.arm, r.times, amount, seed, part.name, r.base.augmented, r.name, r.paper)
             for r in part.training.recipes

@@ -267,7 +267,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
 class ResampledAP(TypedDict):
     "One kind of AP of a run: on resamples of the images, and taken apart"
 
-    images: int  # evaluated on
+    images: int  # evaluated on; versions of an image count once
     ap: list[float | None]  # of the images as they are, then of each resample; None where one has no object
     parts: list[list[float | None]]  # of each class at each IoU, on the images as they are; None without an object
 
@@ -283,7 +283,7 @@ def records_of(
     else:
         ids, categories = val_set.image_ids.tolist(), val_set.category_ids
         records = coco_records(val_set.ground_truth, found, kind, ids, category_ids=categories)
-    return replace(records, groups=versions_of(val_set)[np.argsort(val_set.image_ids)])
+    return replace(records, groups=versions_of(val_set.file_names[np.argsort(val_set.image_ids)].tolist()))
 
 
 def _kinds_found(figures: Mapping[str, Any]) -> list[Kind]:
@@ -302,7 +302,7 @@ def resampled_figures(
         records = records_of(found, kind, val_set)
         ap, parts = resampled_runs([records], KINDS[kind][1])[0], ap_by_class(records)
         told = [_or_none(ap), *map(_or_none, parts)]
-        resampled[kind] = {"images": len(records.image_ids), "ap": told[0], "parts": told[1:]}
+        resampled[kind] = {"images": records.drawn, "ap": told[0], "parts": told[1:]}
     return resampled
 
 

@@ -44,7 +44,7 @@ from .recipes import DATA_SETS, Recipe, aligned
 from .studies import computing_with
 from ..training.jobs import at_once_for, threads_for
 from ..training.loop import backward, optimizer_of
-from ..training.processes import from_first, world_size
+from ..training.processes import fail_together, from_first, world_size
 
 # %% ../../nbs/69_timing.ipynb #3f2563cc
 def peak_memory(
@@ -177,7 +177,8 @@ class Speed:
 def _seconds_of_a_step(plan: Plan, train_set: Dataset, execution: Execution) -> float:
     "Of a whole batch; where that is quick, the middle of three measurements"
     share = -(-plan.batch // world_size())
-    one = measure_step(plan, train_set, execution)
+    with fail_together():
+        one = measure_step(plan, train_set, execution)
     step = from_first(one.seconds / one.images * share)  # all processes go on alike
     if step > 3:
         return step

@@ -62,7 +62,7 @@ from rethink_imagenet.evaluation.average_precision import (
     write_submission,
 )
 from ..networks.backbones import Body
-from ..study.figures import Part, compare_figure, parts_of, sources_for, with_weights
+from ..study.figures import Part, compare_figure, iterations_of, parts_of, sources_for, with_weights
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import (
     ClassificationSamples,
@@ -149,7 +149,6 @@ from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_si
 from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
 from rethink_imagenet.training.distributed import (
-    DEVICES,
     LostProcess,
     all_gpus,
     device_of,
@@ -181,7 +180,9 @@ def _asking_for_less(settings: Any = None) -> str:
     if known.get("at_once", 1) != 1:
         return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
     smaller = "at_once" not in known and "side" in known  # networks that classify
-    return "take a smaller --batch or --side" if smaller else "take a device with more memory, or --device cpu"
+    if smaller:
+        return "take a smaller --batch or --side"
+    return "take a device with more memory, or --device cpu; or fewer --workers, if it was the machine's memory"
 
 
 def one_line_faults(
@@ -232,7 +233,7 @@ def _device_here(settings: Any) -> str:
     try:
         return device_of(name)
     except InputError:
-        if _is_on_cluster(settings) and name.partition(":")[0] in DEVICES:
+        if _is_on_cluster(settings) and re.fullmatch(r"cuda(:\d+)?", name) and not torch.cuda.is_available():
             return "cpu"
         raise
 
@@ -482,6 +483,19 @@ def _is_of_the_paper(settings: Compare | Tune) -> bool:
     return _size(settings) == "paper"
 
 
+def _check_elsewhere(settings: Compare | Tune) -> None:
+    "Raises InputError for what would be settled on this machine, which has no GPU, and is about a cluster's GPUs"
+    ways = []
+    if settings.detector.precision == "auto" and _is_of_the_paper(settings):
+        ways.append("add --precision bf16 or --precision fp32")
+    if settings.how.device != "auto" and settings.size.hours:
+        ways.append("give --schedules and --seeds instead of --hours")
+    if settings.how.device != "auto" and settings.pretraining.crops:
+        ways.append("give --weights, which rethink_pretrain makes, instead of --crops")
+    if ways:
+        raise InputError(f"--slurm: this machine has no GPU, so nothing is known of the cluster's; {'; '.join(ways)}")
+
+
 def spread_out(
     execution: Execution,  # of one run after the other
     settings: Compare | Tune,  # as typed
@@ -498,10 +512,8 @@ def spread_out(
     if jobs:
         raise InputError("--jobs and --slurm: a cluster decides how many runs go on at once; give one of them")
     read_cluster(slurm)
-    elsewhere = execution.device == "cpu" != settings.how.device and settings.detector.precision == "auto"
-    if elsewhere and _is_of_the_paper(settings):
-        raise InputError("--slurm: what the GPUs of the cluster can do is not known on this machine, which has none; "
-                         "add --precision bf16 or --precision fp32")  # fmt: skip
+    if execution.device == "cpu" != settings.how.device:
+        _check_elsewhere(settings)
     return replace(execution, device=settings.how.device, workers=settings.how.workers, cluster=slurm)
 
 
@@ -616,7 +628,6 @@ def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
             f"a recipe settles what is trained: it takes --data, and of the rest only how to run it"
             f"{f', not {options}' if said else ''}"
         )
-    _check_seed(settings.detector.seed)
 
 
 def _check_seed(seed: int) -> None:
@@ -680,8 +691,12 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
 
 
 def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
-    "Say what each training of a figure would be, and what it would cost"
+    "Say what each training of a figure would be, and what it would cost; a step of each detector is measured"
     for part in parts:
+        if source := part.goes_on_from(parts):
+            more = f"{iterations_of(part, parts):,} iterations with a cascade, from where {source.name} lowers its rate"
+            say(f"{part.name}: {more}")
+            continue
         say(f"{part.name}: {iterations_told(part.plan)}")
         with fail_together():
             say(describe_run(part.plan, part.train_set, execution))
@@ -693,6 +708,7 @@ def _compare_figure(settings: Compare) -> None:
     with fail_together():
         group_named(settings.figure)
         _check_recipe(settings)
+        _check_seed(settings.detector.seed)
         target = _target(settings, "rethink_compare")
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
@@ -708,7 +724,8 @@ def _compare_figure(settings: Compare) -> None:
             inputs = [data, how.crops, *sources.values()]
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
     if settings.size.dry_run:
-        return _foretell_figure(parts, execution)
+        spread = spread_out(execution, settings)
+        return _foretell_figure(parts, replace(execution, jobs=spread.jobs, threads=spread.threads))
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")
@@ -846,6 +863,7 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     how, size = settings.pretraining, settings.size
     _check_comparison(how, settings.margin)
     _check_size(size)
+    _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings, "rethink_compare")
@@ -941,6 +959,7 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
     "What will be trained, from which weights, on which data, and how. Raises InputError"
     target = _target(settings, "rethink_train")
     execution = execution_of(settings.how, target, settings.folder.accept)
+    _check_seed(settings.detector.seed)
     sets: tuple[Dataset, Dataset] | None
     if settings.recipe:
         recipe_named(settings.recipe)
@@ -1081,11 +1100,13 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
         _say_voc(annotations, detections)
 
 
-def _say_voc(annotations: str | Path | dict[str, Any], detections: str | list[dict[str, Any]]) -> None:
+def _say_voc(
+    annotations: str | Path | dict[str, Any], detections: str | list[dict[str, Any]], image_ids: list[int] | None = None
+) -> None:
     "VOC's mean average precision by both of its rules"
     for eleven in (False, True):
         said = "11 points" if eleven else "area"
-        figures = evaluate_voc(annotations, detections, eleven)
+        figures = evaluate_voc(annotations, detections, eleven, image_ids=image_ids)
         print(f"VOC  mAP ({said}) {'-' if figures['map'] is None else format(figures['map'], '.2f')}")
 
 
@@ -1101,7 +1122,7 @@ def _write_found(
     if dataset.usable.any():
         _say_figures(evaluate(dataset, found, "mask" in kinds, "keypoint" in kinds))
         if settings.voc:
-            _say_voc(dataset.ground_truth, found)
+            _say_voc(dataset.ground_truth, found, dataset.image_ids.tolist())
     print(folder / "detections.json")
 
 # %% ../../nbs/76_commands.ipynb #aa5e35d8

@@ -189,8 +189,9 @@ def look_at(
     objects, files = objects_of(dataset), look_at_files(dataset, decode, shown)
     findings = [*_geometry(objects), *_disagreeing(dataset), *_doubled(objects), *_crowded(dataset),
                 *_ignored(objects), *_turned(files)]  # fmt: skip
-    if (gone := dataset.left_out.get("boxes without area", 0)) and isinstance(dataset.ground_truth, dict):
-        findings.append(Finding(f"boxes without area, which are left out: {gone:,}", np.zeros(0, np.int64)))  # of VOC
+    gone = {reason: number for reason, number in dataset.left_out.items() if reason.startswith("boxes without area")}
+    for reason, number in gone.items() if isinstance(dataset.ground_truth, dict) else ():  # of VOC
+        findings.append(Finding(f"{reason}, which are left out: {number:,}", np.zeros(0, np.int64)))
     return View(dataset, files, findings, resized_sides(dataset, short, long))
 
 

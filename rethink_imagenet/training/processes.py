@@ -121,7 +121,16 @@ class LostWorker(RunStopped):
     "A process that decodes images is gone; nothing that was written is lost"
 
 
-_OUT_OF_MEMORY = "out of memory", "_ALLOC_FAILED", "can't allocate memory"  # as PyTorch says it, on GPU and CPU
+_OUT_OF_MEMORY = "out of memory", "_ALLOC_FAILED", "can't allocate memory", "not enough memory"  # in PyTorch's words
+
+
+def _want_of_memory(error: Exception) -> str:
+    "What an exception tells of memory that ran out, as far as it says what was tried; empty where it is something else"
+    said = str(error).splitlines()
+    if isinstance(error, MemoryError) or "MemoryError in DataLoader worker" in next(iter(said), ""):
+        return "the memory of this machine ran out"
+    line = next((line for line in said if any(words in line for words in _OUT_OF_MEMORY)), "")
+    return ". ".join(line[max(0, line.find("DefaultCPUAllocator")) :].split(". ")[:3])
 
 
 @contextmanager
@@ -129,16 +138,13 @@ def memory_told() -> Iterator[None]:
     "A block in which want of memory is an OutOfMemory, and a worker that was killed a LostWorker"
     try:
         yield
-    except MemoryError as error:  # of Python, NumPy or Pillow
-        raise OutOfMemory(f"the memory of this machine ran out{f' ({error})' if str(error) else ''}") from None
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         said = next(iter(str(error).splitlines()), "")
         if said.startswith("DataLoader worker"):  # as PyTorch calls them
             raise LostWorker(_worker_told(said)) from None
-        if isinstance(error, RunStopped) or not any(words in said for words in _OUT_OF_MEMORY):
+        if isinstance(error, RunStopped) or not (told := _want_of_memory(error)):
             raise
-        said = said[max(0, said.find("DefaultCPUAllocator")) :]
-        raise OutOfMemory(". ".join(said.split(". ")[:3])) from None  # what was tried, and what is free
+        raise OutOfMemory(told) from None
 
 
 OF_THE_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
