@@ -1,5 +1,6 @@
 """Package metadata, read from settings.ini: the one place that states it."""
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,12 +11,15 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 extras = dict(line.split("=", 1) for line in settings["extras"].splitlines()) | {"dev": settings["dev_requirements"]}
+readme = (here / "README.md").read_text(encoding="utf-8")  # other sites show it too, so its links name the repository
+readme = re.sub(r"!\[([^]]*)\]\((?!http)", rf"![\1]({settings['git_url']}/raw/main/", readme)
+readme = re.sub(r"(?<!!)\[([^]]*)\]\((?!http|#)", rf"[\1]({settings['git_url']}/blob/main/", readme)
 
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     author=settings["author"],
     url=settings["git_url"],

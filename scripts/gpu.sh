@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, in at most eight minutes: its tests, then its benchmark. Output goes to $OUT, by default gpu/.
 set -uo pipefail
+OUT=${OUT:+$(realpath -m "$OUT")}  # seen from where the script was called
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "PyTorch finds no GPU here" >&2; exit 2; }

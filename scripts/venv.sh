@@ -2,11 +2,13 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
-stamp=$(sha256sum settings.ini setup.py pyproject.toml | sha256sum)
+stamp=$("$PYTHON" -c 'import hashlib, sys
+print(hashlib.sha256(sys.version.encode() + b"".join(open(name, "rb").read() for name in sys.argv[1:])).hexdigest())
+' settings.ini setup.py pyproject.toml)
 if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
     echo "installing into .venv (a few minutes, several GB with PyTorch)" >&2
-    "$PYTHON" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2
+    "$PYTHON" -m venv .venv || exit
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2 || exit
     echo "$stamp" > .venv/stamp
 fi
 export PATH="$PWD/.venv/bin:$PATH"
