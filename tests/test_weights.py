@@ -24,7 +24,7 @@ from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
-from rethink_imagenet.study.pretraining import load_weights, pixel_statistics
+from rethink_imagenet.study.pretraining import _norm_of, load_weights, pixel_statistics
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.study.weights import COST
 from rethink_imagenet.training.checkpoints import checkpoints_of, read_checkpoint, save_checkpoint
@@ -150,6 +150,17 @@ def line_of(read: Callable[[], object], path: Path) -> str:
     line = str(caught.value)
     assert str(path) in line and line.isprintable() and len(line) < 500
     return line
+
+
+def test_scales_of_another_norm_are_refused(tmp_path: Path) -> None:
+    """GN and LN have tensors of the same names and shapes; the file says whose they are, or timm's network does."""
+    save_file(Body("resnet10_025", "gn").state_dict(), tmp_path / "gn.safetensors", {"norm": "gn"})
+    load_weights(Body("resnet10_025", "gn"), tmp_path / "gn.safetensors")
+    with pytest.raises(InputError, match="weights of another norm: they are of gn, and the body has ln"):
+        load_weights(Body("resnet10_025", "ln"), tmp_path / "gn.safetensors")
+    with torch.device("meta"):
+        norms = [_norm_of(timm.create_model(name)) for name in ("resnet50_gn", "convnext_atto", "resnet18", "vgg11")]
+    assert norms == ["gn", "ln", "", ""]
 
 
 def test_names_that_are_not_known_are_shown_beside_ours(network: nn.Module, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ __all__ = ['IMAGENET_EPOCHS', 'IMAGENET_IMAGES', 'IMAGENET_PIXELS', 'ClassTarget
 # %% ../../nbs/61_pretraining.ipynb #8c1488cc
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -284,11 +285,19 @@ def _check_tag(tag: str) -> None:
         raise nearest(tag, known, "file of weights or pre-trained model of timm")
 
 
-def _timm_weights(tag: str) -> dict[str, Tensor]:
-    "The state dict of a pre-trained model of timm. Raises InputError"
+def _norm_of(network: nn.Module) -> str:
+    "gn or ln where a network has one of them alone; empty for others, whose tensors tell"
+    kinds = {"gn": nn.GroupNorm, "ln": nn.LayerNorm}
+    found = [name for name, kind in kinds.items() if any(isinstance(layer, kind) for layer in network.modules())]
+    return found[0] if len(found) == 1 else ""
+
+
+def _timm_weights(tag: str) -> WeightsFile:
+    "The weights of a pre-trained model of timm. Raises InputError"
     _check_tag(tag)
     try:
-        return timm.create_model(tag, pretrained=True).state_dict()
+        network = timm.create_model(tag, pretrained=True)
+        return WeightsFile(network.state_dict(), norm=_norm_of(network))
     except RunStopped:
         raise
     except Exception as error:  # whatever the hub client raises when there is no network
@@ -299,7 +308,7 @@ def _content(source: str | Path) -> WeightsFile:
     "The weights in a file, in a package, or of timm. Raises InputError"
     if str(source) in PACKAGES:
         return read_weights_file(packaged_weights(str(source))[0])
-    return read_weights_file(source) if _is_file(source) else WeightsFile(_timm_weights(str(source)))
+    return read_weights_file(source) if _is_file(source) else _timm_weights(str(source))
 
 # %% ../../nbs/61_pretraining.ipynb #51d73924
 _LAST = ("fc", "head")  # the layer of a classifier that is left over
@@ -337,6 +346,13 @@ def _check_pixels(rules: Conventions, recorded: Pixels | None, source: Path) -> 
         )
 
 # %% ../../nbs/61_pretraining.ipynb #52dbc508
+def _check_norm(body: nn.Module, norm: str, source: Path) -> None:
+    "Raises InputError if scale and shift are of GN, and a body has LN, or the other way round"
+    own = _norm_of(body)
+    if own and norm in ("gn", "ln") and own != norm:
+        raise InputError(f"{source}: weights of another norm: they are of {norm}, and the body has {own}")
+
+
 _say_once = lru_cache(maxsize=None)(say)  # a study loads the same weights for every run
 
 
@@ -365,6 +381,7 @@ def load_weights(
     body = model.backbone.body if isinstance(model, Detector) else model
     inside, prefix = without_prefix(body, file.tensors)
     state, hidden = _parts(inside)
+    _check_norm(body, file.norm, path)
     load_state(body, as_body(body, state, path, file.red_first), path)
     if isinstance(model, Detector):
         _check_pixels(model.config.conventions, file.pixels, path)
@@ -443,15 +460,21 @@ class PretrainingCost(TypedDict, total=False):
     classes: int
 
 
+def _is_of_imagenet(source: str) -> bool:
+    "Whether weights of a package or of timm are of ImageNet's 1,000 classes alone"
+    config: Any = timm.get_pretrained_cfg(PACKAGES[source].backbone if source in PACKAGES else source)
+    return re.fullmatch(r"([a-z0-9]+_)?in1k", config.tag or "") is not None
+
+
 def pretraining_cost(
     model: Detector,  # that the weights are for, and must fit
     source: str,  # as for `load_weights`
 ) -> PretrainingCost:
-    "What weights have cost: as their file tells, for timm's and packages' by the paper's count. Raises InputError"
+    "What weights have cost, as their file tells; of timm's on ImageNet alone by the paper's count. Raises InputError"
     known: Any = load_weights(model, source)
     if known:
         return {**known, "weights": source, "counted": "as recorded"}
-    if _is_file(source):
+    if _is_file(source) or not _is_of_imagenet(source):
         return {"weights": source, "counted": "not recorded"}
     seen: Any = {"images": IMAGENET_IMAGES, "pixels": IMAGENET_PIXELS}
     name = f"{source} {packaged_weights(source)[1]}" if source in PACKAGES else source

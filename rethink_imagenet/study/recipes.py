@@ -148,7 +148,7 @@ OPEN: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
      "The shorter side is any whole number of the range; Detectron draws from a list."),
     (lambda r: r.base.cascade_last > 0,
      "At the switch stages 2 and 3 begin as copies of the box head, their box deltas as the mean over the classes; "
-     "what is copied keeps its momentum, there is no second warm-up."),
+     "stage 1 keeps its momentum, copies and box deltas begin without; there is no second warm-up."),
     (lambda r: r.base.detector.cascade and not r.base.cascade_last, "The cascade is there from the first iteration."),
     (lambda r: r.base.augmented,
      "Detectron's passes for its X-152: shorter sides of 400 to 1200, mirrored and not, box voting at .9."),

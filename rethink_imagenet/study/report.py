@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import Environment, TemplateError
@@ -260,7 +260,7 @@ def _draw_classes(ax: Axes, details: Details) -> None:
     if len(order) > MOST_CLASSES:
         order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
     ax.barh(range(len(order)), means[order], color=COLOURS["scratch"], height=0.7)
-    ax.set_yticks(range(len(order)), [_shortened(names[k]) for k in order], fontsize=8)
+    ax.set_yticks(range(len(order)), [_shortened(names[k]) for k in order], fontsize=8, parse_math=False)
     ax.axvline(0, color="black", lw=0.8)
     more = f", {MOST_CLASSES} of {len(names)}" if len(names) > MOST_CLASSES else ""
     ax.set(xlabel="from scratch minus pre-trained, AP", title=f"by class{more}")
@@ -614,6 +614,22 @@ def _plots(results: StudyResults) -> list[Plot]:
     return [*plots, *_own_plots(results)]
 
 
+def _class_rows(details: Details) -> list[dict[str, str]]:
+    "AP of each class by arm, as means over seeds, and what is between them"
+    rows = []
+    for k, name in enumerate(details["classes"]):
+        known = {arm: [run[k] for run in details["by_class"][arm]] for arm in NAMES}
+        told = {"class": name}
+        if all(value is not None for own in known.values() for value in own):
+            means = [float(np.mean(cast(Any, own))) for own in known.values()]
+            told |= {NAMES[arm]: f"{mean:.1f}" for arm, mean in zip(known, means, strict=True)}
+            told |= {"gap": f"{means[0] - means[1]:+.1f}"}
+        else:
+            told |= dict.fromkeys([*NAMES.values(), "gap"], "-")
+        rows.append(told)
+    return rows
+
+
 def _tables(results: StudyResults) -> list[Table]:
     "What the page tells in numbers, from the verdicts to the costs"
     prices = [cost_sentence(one) for one in results["pretraining"].values()]
@@ -622,6 +638,7 @@ def _tables(results: StudyResults) -> list[Table]:
         ("From scratch against pre-training", _difference_rows(results["differences"]), []),
         ("Every step of the ladder", _difference_rows(results["verdicts"]), []),
         runs,
+        *([("By class, means over seeds", _class_rows(one), []) for one in results["details"][:1]]),
         *([_tuning_table(results["tuning"])] if results["tuning"] else []),
         ("What it cost, pre-training counted", _cost_rows(results), prices),
     ]

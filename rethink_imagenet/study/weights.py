@@ -122,6 +122,7 @@ class WeightsFile:
         False  # whether names of detectron2 were given to weights of another system, which reads red first
     )
     pixels: Pixels | None = None  # that the weights were trained with, where the file says so
+    norm: str = ""  # of the network, gn or ln, where it is known: tensors alone do not tell one from the other
     cost: dict[str, float] = field(default_factory=dict)  # of pre-training, where the file says so
 
 
@@ -190,6 +191,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
         tensors,
         red_first=_is_red_first(None, tensors),
         pixels=_pixels(pixels, path),
+        norm=metadata.get("norm", ""),
         cost=cost if fits(cost, dict[str, float]) and cost.keys() >= COST else {},
     )
 

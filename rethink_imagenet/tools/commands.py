@@ -75,6 +75,7 @@ from rethink_imagenet.study.pretraining import (
 )
 from rethink_imagenet.study.recipes import (
     RECIPES,
+    WEIGHTS,
     Recipe,
     aligned,
     cost,
@@ -386,7 +387,11 @@ def _weights_of_arm(settings: Compare | Tune) -> str:
         return how.weights
     if size == "small":
         return imagenet_weights(settings.detector.backbone or SMALL.backbone)
-    return "resnet50_gn.a1h_in1k"
+    body = settings.detector.backbone or PLANS["paper"].detector.backbone, settings.detector.norm or "gn"
+    if body not in WEIGHTS:
+        told = f"no ImageNet weights of {body[0]} with the norm {body[1]} are known here"
+        raise InputError(f"{told}; name some with --weights, or images to pre-train on with --crops")
+    return WEIGHTS[body]
 
 
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
@@ -445,6 +450,8 @@ def plan_of(
     backbone, norm = options.backbone or detector.backbone, options.norm or detector.norm
     mean, std = pixel_statistics(weights, backbone)
     rules = replace(detector.conventions, pixel_mean=mean, pixel_std=std)
+    if norm == "frozen_bn" and not detector.head_norm:  # nothing is frozen in FPN and heads, which have no weights
+        detector = replace(detector, head_norm="none")
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, backbone=backbone, norm=norm,
                        precision="fp32" if options.precision == "auto" else options.precision)  # fmt: skip
     if options.backbone == "vgg16":
@@ -732,7 +739,8 @@ def _compare_figure(settings: Compare) -> None:
     spread = spread_out(execution, settings)
     results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), spread, settings.margin)
     if is_first():
-        print(f"\n{text_report(results)}\n{write_report(folder)}")
+        print(f"\n{text_report(results)}\n", flush=True)
+        print(write_report(folder))
 
 
 def _typed() -> str:
@@ -929,7 +937,8 @@ def _compare(settings: Compare | Tune) -> None:
     results = compare(experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
     if is_first():
         write_side_by_side(folder, results, val_set)
-        print(f"\n{text_report(results)}\n\n{write_report(folder)}")
+        print(f"\n{text_report(results)}\n", flush=True)
+        print(write_report(folder))
 
 
 @one_line_faults

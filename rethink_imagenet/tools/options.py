@@ -234,7 +234,7 @@ class Pretrain:
     rethink_pretrain
         the embedded crops, a minute on a laptop
     rethink_pretrain --data imagenet/train --backbone resnet50 --epochs 100 --batch 256 --side 224
-        what the paper's pre-trained arm starts from
+        ImageNet itself; a tenth of its images is held back to measure the accuracy
     """
 
     data: str = ""  # folder with one sub-folder of images for each class; by default the embedded crops
