@@ -9,7 +9,7 @@ __all__ = ['LONGEST_WORD', 'LONGEST_MESSAGE', 'FARTHEST', 'FEW', 'printable', 'I
 # %% ../nbs/01_errors.ipynb #685a83bb
 import difflib
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -96,7 +96,7 @@ def made_from(
     content: Any,  # its fields out of a json, with lists in the place of tuples
     source: str,  # what has the fields, for messages
 ) -> Any:  # of that dataclass
-    "A dataclass out of a json. Raises InputError that names the first field that is wrong"
+    "A dataclass out of a json. Raises InputError that names the first field that is wrong or missing"
     if not isinstance(content, dict):
         raise InputError(f"{source}: is not a dictionary of settings")
     kinds, values = get_type_hints(kind), {}
@@ -109,6 +109,9 @@ def made_from(
         values[name] = tuple(value) if isinstance(value, list) else value
         if not fits(values[name], kinds[name]):
             raise InputError(f"{source}: its {name} is {value!r}, which is not {_called(kinds[name])}")
+    for one in fields(kind):
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in values:
+            raise InputError(f"{source}: has no {one.name}")
     return kind(**values)
 
 

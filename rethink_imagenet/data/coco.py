@@ -404,7 +404,7 @@ def _read_keypoints(records: list[Any], names: tuple[str, ...], name: Callable[[
 
 # %% ../../nbs/13_coco.ipynb #986df677
 def _has_group(records: list[Any]) -> bool:
-    "Whether the first category is Roboflow's group: the id 0, alone in standing below no other"
+    "Whether the first category is Roboflow's group: its id is 0, and it alone has the supercategory none"
     if len(records) < 2 or not all(isinstance(record, dict) for record in records):
         return False
     below_none = [record for record in records if record.get("supercategory") == "none"]

@@ -110,7 +110,7 @@ def _signed_area(ring: np.ndarray) -> float:
 def trace(
     mask: np.ndarray,  # [H, W] bool
 ) -> list[np.ndarray]:  # rings [V, 2] float32, x and y in pixels
-    "Outlines along pixel borders that rasterize to exactly this mask; a hole is joined to the ring around it"
+    "Outlines along pixel borders that rasterize to exactly this mask; if there is a hole, all loops become one ring"
     edges, loops = _border_edges(mask), []
     while edges:
         corner, loop = next(iter(edges)), []

@@ -158,7 +158,9 @@ def select(
     if isinstance(dataset.ground_truth, dict):
         columns["ground_truth"] = _annotations_of(dataset.ground_truth, columns["image_ids"])
     chosen = replace(dataset, starts=starts, **columns)
-    told = {f"{reason.removesuffix(WHOLE)}{WHOLE}": number for reason, number in dataset.left_out.items() if reason != EMPTY}
+    told = {
+        f"{reason.removesuffix(WHOLE)}{WHOLE}": number for reason, number in dataset.left_out.items() if reason != EMPTY
+    }
     empty = len(chosen) - len(trainable(chosen))
     return replace(chosen, left_out=told | ({EMPTY: empty} if empty else {}))
 

@@ -181,7 +181,7 @@ def mean_weights(
     images: int,  # of the batch
     over: str = "batch",  # or "image"
 ) -> Tensor:  # [N] weight of each sample
-    "Weights that make a sum a mean: over all samples of the batch, or over each image's and then over the images"
+    "Weights that make a sum a mean: over all samples, or over each image's and then over images, empty ones too"
     if over == "batch":
         return torch.full(image.shape, 1 / max(1, len(image)), device=image.device)
     numbers = (image == torch.arange(images, device=image.device)[:, None]).sum(dim=1)

@@ -89,7 +89,7 @@ def _with_a_third(pool: Pool, rois: Tensor, side: int) -> Tensor:
 # %% ../../nbs/37_cascade.ipynb #2213be51
 @dataclass(frozen=True)
 class CascadeSettings:
-    "What cascades do differently; the defaults are Detectron's"
+    "What cascades do differently; the defaults are those of the fork by Cascade R-CNN's author"
 
     share: Literal["losses", "gradient"] = "losses"  # later stages weigh less, or all send a third of their gradient
     scores: Literal["last", "own"] = "last"  # all heads score the regions of the last stage, or each its own
