@@ -1,5 +1,6 @@
 """The commands as a user types them: what they write, what they refuse, and that nothing is lost."""
 
+import errno
 import json
 import re
 import shutil
@@ -29,11 +30,11 @@ from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli, commands
-from rethink_imagenet.tools.options import COMMANDS, VERSION, options_of, settings_of
+from rethink_imagenet.tools.options import COMMANDS, VERSION, Train, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
-from rethink_imagenet.training.processes import OutOfMemory, memory_told
+from rethink_imagenet.training.processes import NO_MEMORY, OutOfMemory, memory_told
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Change = Callable[[dict[str, Any]], object]
@@ -442,20 +443,23 @@ def test_a_detector_detects_without_double_precision(more: dict[str, Any]) -> No
 
 
 def test_a_machine_whose_memory_is_full_says_so() -> None:
-    """PyTorch's own words for the CPU, and Python's."""
-    with (
-        pytest.raises(OutOfMemory, match=r"^DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
-        memory_told(),
-    ):
+    """PyTorch's own words for the CPU, Python's, NumPy's, the system's, and those of a worker that decodes."""
+    allocator = r"^DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    with pytest.raises(OutOfMemory, match=allocator), memory_told():
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(OutOfMemory, match=r"^the memory of this machine ran out$"), memory_told():
+    with pytest.raises(OutOfMemory, match=rf"^{NO_MEMORY}$"), memory_told():
         bytearray(2**60)
-    for kind in (MemoryError, np._core._exceptions._ArrayMemoryError):  # as a worker that decodes hands them on
-        with pytest.raises(OutOfMemory, match=r"^the memory of this machine ran out$"), memory_told():
+    with pytest.raises(OutOfMemory, match=rf"^{NO_MEMORY}: Unable to allocate 1.00 EiB"), memory_told():
+        np.zeros(2**57)
+    with pytest.raises(OutOfMemory, match=rf"^{NO_MEMORY}$"), memory_told():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    for size in (bytearray, np.zeros):
+        with pytest.raises(OutOfMemory, match=rf"^{NO_MEMORY}$"), memory_told():
             try:
-                raise kind(*(((2**40,), np.dtype(float)) if kind is not MemoryError else ()))
+                size(2**57)
             except MemoryError:
                 ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+    assert "fewer --workers" in commands._asking_for_less(NO_MEMORY, Train())
 
 
 def out_of_memory(*_: object, **__: object) -> None:
@@ -469,7 +473,7 @@ def out_of_memory(*_: object, **__: object) -> None:
     [
         ("run_family", "--at-once 1", {"dry_run": False}),
         ("pretrain", "take a smaller --batch or --side", {"epochs": 1.0}),
-        ("predict", "take a device with more memory, or --device cpu; or fewer --workers", {}),
+        ("predict", "take a device with more memory, or --device cpu", {}),
     ],
 )
 def test_a_gpu_that_is_full(

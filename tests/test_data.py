@@ -201,7 +201,7 @@ def test_images_that_are_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_versions_of_an_image_are_told_by_their_name() -> None:
     same = "IMG_1.jpg", f"IMG_1_jpg.rf.{7:032x}.jpg", "a/IMG_1_jpg.rf.Bg4xbXVEQ1Ksm6hnTmnI.jpg", "IMG_1_aug_2.jpg"
-    assert len({original_name(name) for name in same}) == 1
+    assert len({original_name(name) for name in same}) == 1 and set(versions_of(same).tolist()) == {0}
     others = ("IMG (1).jpg", "IMG (2).jpg", "IMG_2.jpg", "IMG.jpg", "surf.rfid.jpg", "site_rf_channel1.jpg",
               "site_rf_channel2.jpg", "2023_aug_15.jpg", "2023_aug_16.jpg", "cam_2023_aug_15.jpg",
               "cam_2023_aug_16.jpg", "site2023-aug-1.jpg", "site2023-aug-2.jpg", "1_aug_2023.jpg")  # fmt: skip
@@ -214,7 +214,8 @@ def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
         save(tmp_path / "images" / name, n)
     dataset = read_coco(write(tmp_path / "all.json", tables(names)))
     assert versions_of(names).tolist() == [n // 2 for n in range(10)]
-    assert [len(part) for part in hold_back(dataset, 0.2)] == [8, 2]
+    parts = hold_back(dataset, 0.2)
+    assert [len(part) for part in parts] == [8, 2] and not str(shared_images(*parts))
     one = replace(dataset, file_names=np.array([f"a_aug_{n}.png" for n in range(10)]))
     with pytest.raises(InputError, match=r"of its 10 images back, which are versions of 1 by their names"):
         hold_back(one, 0.2)

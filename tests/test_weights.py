@@ -158,9 +158,16 @@ def test_scales_of_another_norm_are_refused(tmp_path: Path) -> None:
     load_weights(Body("resnet10_025", "gn"), tmp_path / "gn.safetensors")
     with pytest.raises(InputError, match="weights of another norm: they are of gn, and the body has ln"):
         load_weights(Body("resnet10_025", "ln"), tmp_path / "gn.safetensors")
+    body = Body("resnet10_025", "gn").state_dict()
+    torch.save({"model": body, "about": {"detector": {"norm": "gn"}}}, tmp_path / "run.pth")
+    save_file(body, tmp_path / "exported.safetensors", {"rethink_imagenet": json.dumps({"detector": {"norm": "gn"}})})
+    for name in ("run.pth", "exported.safetensors"):
+        with pytest.raises(InputError, match="they are of gn, and the body has ln"):
+            load_weights(Body("resnet10_025", "ln"), tmp_path / name)
+    networks = "resnet50_gn", "convnext_atto", "poolformer_s12", "resnet18", "vgg11"
     with torch.device("meta"):
-        norms = [_norm_of(timm.create_model(name)) for name in ("resnet50_gn", "convnext_atto", "resnet18", "vgg11")]
-    assert norms == ["gn", "ln", "", ""]
+        norms = [_norm_of(timm.create_model(name)) for name in networks]
+    assert norms == ["gn", "ln", "ln", "", ""]
 
 
 def test_names_that_are_not_known_are_shown_beside_ours(network: nn.Module, tmp_path: Path) -> None:

@@ -286,10 +286,10 @@ def _check_tag(tag: str) -> None:
 
 
 def _norm_of(network: nn.Module) -> str:
-    "gn or ln where a network has one of them alone; empty for others, whose tensors tell"
-    kinds = {"gn": nn.GroupNorm, "ln": nn.LayerNorm}
-    found = [name for name, kind in kinds.items() if any(isinstance(layer, kind) for layer in network.modules())]
-    return found[0] if len(found) == 1 else ""
+    "gn or ln where a network has one of them alone, a single group as well as LN; empty for others"
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.GroupNorm | nn.LayerNorm)]
+    found = {"gn" if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1 else "ln" for layer in norms}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _timm_weights(tag: str) -> WeightsFile:
@@ -463,7 +463,10 @@ class PretrainingCost(TypedDict, total=False):
 def _is_of_imagenet(source: str) -> bool:
     "Whether weights of a package or of timm are of ImageNet's 1,000 classes alone"
     config: Any = timm.get_pretrained_cfg(PACKAGES[source].backbone if source in PACKAGES else source)
-    return re.fullmatch(r"([a-z0-9]+_)?in1k", config.tag or "") is not None
+    tag = config.tag or ""
+    return tag.endswith("in1k") and not re.search(
+        "in12k|in2|jft|laion|ig1b|swag|webli|yfcc|swsl|ssl|openai|lvd|dfn", tag
+    )
 
 
 def pretraining_cost(

@@ -638,7 +638,13 @@ def _tables(results: StudyResults) -> list[Table]:
         ("From scratch against pre-training", _difference_rows(results["differences"]), []),
         ("Every step of the ladder", _difference_rows(results["verdicts"]), []),
         runs,
-        *([("By class, means over seeds", _class_rows(one), []) for one in results["details"][:1]]),
+        *(
+            [
+                (f"By class, {KINDS[one['kind']][0]}, means over seeds", _class_rows(one), [])
+                for one in results["details"][:1]
+                if not results["figure"]
+            ]
+        ),
         *([_tuning_table(results["tuning"])] if results["tuning"] else []),
         ("What it cost, pre-training counted", _cost_rows(results), prices),
     ]
@@ -668,9 +674,9 @@ def advice_of(
     meet = next((one["course"]["meeting"]["chance"] for one in results["courses"]), None)
     longer = {
         None: "A longer schedule may close the gap (--schedules).",
-        True: "By the forecast a longer schedule closes the gap (--schedules).",
-        False: "By the forecast a longer schedule is not enough. More images may be; --subsets shows how the gap "
-        "depends on them.",
+        True: "By the forecast a longer schedule more likely than not closes the gap (--schedules).",
+        False: "By the forecast a longer schedule is more likely not enough. More images may be; --subsets shows how "
+        "the gap depends on them.",
     }[None if meet is None else meet > 0.5]
     said = {
         "nothing learned": "An arm has not learned to detect, so there is nothing to compare yet. Look at the data "

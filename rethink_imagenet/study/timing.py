@@ -479,7 +479,7 @@ def all_reduce_seconds(
     return calls * (BEGIN + messages) + 2 * (gpus - 1) / gpus * bytes / rate
 
 # %% ../../nbs/69_timing.ipynb #c3432346
-DECODED = 24.0  # images/s that a process decodes and resizes: half of what benchmarks/detector.py measured with two
+DECODED = 24.0  # images/s that a process decodes and resizes, less than benchmarks/detector.py measures
 
 
 @dataclass(frozen=True)
@@ -528,7 +528,7 @@ def step_on(
 
 # %% ../../nbs/69_timing.ipynb #4d775b58
 EPOCHS = {8: 13, 48: 14, 64: 14, 96: 14, 128: 14, 256: 17, 272: 17}  # to MLPerf's target, by images an iteration
-JUDGED, WRITTEN = 0.002, 1e9  # seconds of an image of each kind of AP (benchmarks/evaluation.py); bytes/s of a disk
+JUDGED, WRITTEN = 0.002, 1e9  # s an image for AP of boxes, half of masks' (benchmarks/evaluation.py); bytes/s of a disk
 
 
 def linear_rule(
@@ -634,9 +634,9 @@ _SOURCES = (
     ("not counted", "RoIAlign, suppression, matching, losses, launches", ""),
     ("rates of a GPU", "the highest, at all times", "NVIDIA's data sheets of the SXM cards"),
     ("network", "50, 200, 400 GB/s for 8 V100, A100, H100", "NVIDIA's DGX-1, DGX A100, DGX H100"),
-    ("all-reduce", "a ring, beside the way back; 3.4 us a message, 14 us between machines", "NCCL, tuning.cc"),
-    ("data", f"{DECODED:g} images/s a process; 4 for a V100, 8 for others", "benchmarks/detector.py, half of two's"),
-    ("evaluations", f"{1000 * JUDGED:g} ms an image and kind of AP, beside detection", "benchmarks/evaluation.py"),
+    ("all-reduce", "a ring, beside the backward pass; 3.4 us a message, 14 us between machines", "NCCL, tuning.cc"),
+    ("data", f"{DECODED:g} images/s a process; 4 for a V100, 8 for others", "benchmarks/detector.py"),
+    ("evaluations", f"{1000 * JUDGED:g} ms an image and kind of AP, twice that for masks", "benchmarks/evaluation.py"),
     ("test augmentation", "not counted", ""),
     ("checkpoints", f"{WRITTEN / 1e9:g} GB/s", "assumed"),
     ("linear rule", "holds to 128 images; 1.3x the epochs to 272; not known beyond", "MLPerf's reference runs"),

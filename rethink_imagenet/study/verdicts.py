@@ -147,7 +147,10 @@ def resampled_of(
     found = {_key(row): runs[row["folder"]]["resampled_augmented" if row["augmented"] else "resampled"][kind]
              for row in rows}  # fmt: skip
     ap, parts = ({key: np.array(one[what], float) for key, one in found.items()} for what in ("ap", "parts"))
-    (images,) = {one["images"] for one in found.values()}
+    images, *others = {one["images"] for one in found.values()}
+    if others:
+        told = "two versions of this library counted the images that they were evaluated on in two ways"
+        raise InputError(f"{rows[0]['training']} and others: {told}; carry the study out in a new folder")
     return Resampled(kind, images, ap, parts)
 
 

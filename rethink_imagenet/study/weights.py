@@ -167,6 +167,13 @@ def _pixels_in(about: Any, path: Path) -> Pixels | None:
     return _pixels(told, path)
 
 
+def _norm_in(settings: Any) -> str:
+    "The norm of a body in settings of a detector, of a run, or of a pre-training of ours; empty where they tell none"
+    detector = settings.get("detector", settings) if isinstance(settings, dict) else None
+    norm = detector.get("norm") if isinstance(detector, dict) else None
+    return norm if isinstance(norm, str) else ""
+
+
 def _is_red_first(content: Any, tensors: Collection[str]) -> bool:
     "Whether detectron2's names were given to weights of another system"
     theirs = isinstance(content, dict) and content.get("matching_heuristics") is True and "__author__" in content
@@ -191,7 +198,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
         tensors,
         red_first=_is_red_first(None, tensors),
         pixels=_pixels(pixels, path),
-        norm=metadata.get("norm", ""),
+        norm=metadata.get("norm", "") or _norm_in(_json(metadata.get("rethink_imagenet"))),
         cost=cost if fits(cost, dict[str, float]) and cost.keys() >= COST else {},
     )
 
@@ -214,7 +221,8 @@ def read_weights_file(
             f"{path}: holds no weights under a name that is known (it has {keys}); save the state dict alone"
         )
     about = content.get("about") if isinstance(content, dict) else None
-    return WeightsFile(tensors, wrapping, _is_red_first(content, tensors), _pixels_in(about, path))
+    norm = "gn" if any("_gn_" in name for name in tensors) else _norm_in(about)  # as Detectron names them
+    return WeightsFile(tensors, wrapping, _is_red_first(content, tensors), _pixels_in(about, path), norm=norm)
 
 
 def read_weights(

@@ -157,10 +157,11 @@ from rethink_imagenet.training.distributed import (
     joined,
     workers_for,
 )
-from ..training.jobs import read_cluster
+from ..training.jobs import read_cluster, threads_for
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
+    NO_MEMORY,
     OF_THE_DISK,
     LostWorker,
     OutOfMemory,
@@ -175,15 +176,17 @@ from rethink_imagenet.training.processes import (
 )
 
 # %% ../../nbs/76_commands.ipynb #8f9d438d
-def _asking_for_less(settings: Any = None) -> str:
-    "How a command with these settings gets along with less memory on its device"
+def _asking_for_less(told: str, settings: Any = None) -> str:
+    "How a command with these settings gets along with less memory, of the machine or of its device"
     known = flat(settings) if settings else {}
+    if told.startswith((NO_MEMORY, "DefaultCPUAllocator")) and known.get("device") != "cpu":
+        return "take fewer --workers, or a machine with more memory"
     if known.get("at_once", 1) != 1:
         return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
     smaller = "at_once" not in known and "side" in known  # networks that classify
     if smaller:
         return "take a smaller --batch or --side"
-    return "take a device with more memory, or --device cpu; or fewer --workers, if it was the machine's memory"
+    return "take a device with more memory, or --device cpu"
 
 
 def one_line_faults(
@@ -202,7 +205,7 @@ def one_line_faults(
                 fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
             told = str(fault)
             if isinstance(fault, OutOfMemory):
-                told += f"; {_asking_for_less(*args)}"
+                told += f"; {_asking_for_less(told, *args)}"
             if isinstance(fault, LostWorker) and args and "resume" in flat(args[0]):
                 told += ", and go on with --resume"
             if is_speaker() or not getattr(fault, "shared", False):
@@ -387,11 +390,21 @@ def _weights_of_arm(settings: Compare | Tune) -> str:
         return how.weights
     if size == "small":
         return imagenet_weights(settings.detector.backbone or SMALL.backbone)
-    body = settings.detector.backbone or PLANS["paper"].detector.backbone, settings.detector.norm or "gn"
-    if body not in WEIGHTS:
-        told = f"no ImageNet weights of {body[0]} with the norm {body[1]} are known here"
+    detector = PLANS["paper"].detector
+    backbone, norm = settings.detector.backbone or detector.backbone, settings.detector.norm or detector.norm
+    _check_body(backbone, norm)
+    found = WEIGHTS.get((backbone, "syncbn" if norm in ("bn", "frozen_bn") else norm))
+    if found is None:
+        told = f"no ImageNet weights of {backbone} with the norm {norm} are known here"
         raise InputError(f"{told}; name some with --weights, or images to pre-train on with --crops")
-    return WEIGHTS[body]
+    return found
+
+
+def _check_body(backbone: str, norm: str) -> None:
+    "Raises InputError for a body that there is not, or that has no pyramid"
+    if backbone == "vgg16":
+        raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
+    Body(backbone, norm)
 
 
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
@@ -454,9 +467,7 @@ def plan_of(
         detector = replace(detector, head_norm="none")
     detector = replace(detector, num_classes=num_classes, masks=masks, conventions=rules, backbone=backbone, norm=norm,
                        precision="fp32" if options.precision == "auto" else options.precision)  # fmt: skip
-    if options.backbone == "vgg16":
-        raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
-    Body(detector.backbone, detector.norm)
+    _check_body(detector.backbone, detector.norm)
     plan = replace(plan, detector=detector, schedules=ladder, **changed)
     if plan.schedule(min(ladder)).iterations < 1:
         raise InputError(f"{min(ladder):g}x of {plan.unit} iterations is no iteration; give a larger --unit")
@@ -495,12 +506,13 @@ def _check_elsewhere(settings: Compare | Tune) -> None:
     ways = []
     if settings.detector.precision == "auto" and _is_of_the_paper(settings):
         ways.append("add --precision bf16 or --precision fp32")
-    if settings.how.device != "auto" and settings.size.hours:
+    if settings.size.hours:
         ways.append("give --schedules and --seeds instead of --hours")
-    if settings.how.device != "auto" and settings.pretraining.crops:
+    if settings.pretraining.crops:
         ways.append("give --weights, which rethink_pretrain makes, instead of --crops")
     if ways:
-        raise InputError(f"--slurm: this machine has no GPU, so nothing is known of the cluster's; {'; '.join(ways)}")
+        told = "--slurm: this machine has no GPU, so nothing is known of the cluster's"
+        raise InputError(f"{told}; {'; '.join(ways)}; or say --device cpu, if the cluster has none")
 
 
 def spread_out(
@@ -705,7 +717,7 @@ def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
             say(f"{part.name}: {more}")
             continue
         say(f"{part.name}: {iterations_told(part.plan)}")
-        with fail_together():
+        with fail_together(), computing_with(threads_for(2) if execution.threads < 0 else execution.threads):
             say(describe_run(part.plan, part.train_set, execution))
 
 
