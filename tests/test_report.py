@@ -101,6 +101,7 @@ def test_the_report_of_forty_runs_is_small_and_fast(report: tuple[Path, float]) 
     assert seconds < 20
     assert page.stat().st_size < 5_000_000
     assert len(re.findall("<tr><td>", page.read_text())) > 40
+    assert "By class, box AP, means over seeds" in page.read_text()
 
 
 # In each frame: its width, what it scrolls to, the scheme, and the texts with too little contrast.

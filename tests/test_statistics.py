@@ -388,6 +388,7 @@ def test_coverage_of_the_interval() -> None:
         ap = resampled_runs([first, second], "ap50", resamples=100)
         low, high = interval_of(ap[:1], ap[1:], level=0.9)
         held += low <= 0 <= high
+        assert (low, high) == pytest.approx(tuple(np.percentile(ap[0, 1:] - ap[1, 1:], [5, 95])))
     assert 46 <= held <= 60
 
 

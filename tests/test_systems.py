@@ -287,9 +287,11 @@ def test_vgg_takes_all_of_timms_weights_but_the_last_layer(monkeypatch: pytest.M
     """A region that is the whole picture comes out of fc7 as in timm's VGG-16 with these weights, to 1e-4."""
     torch.manual_seed(0)
     theirs = timm.create_model("vgg16").eval()
-    monkeypatch.setattr(pretraining, "_timm_weights", lambda tag: theirs.state_dict())
     model = vgg16_faster_rcnn()
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(timm, "create_model", lambda tag, **how: asked.append((tag, how)) or theirs)
     load_weights(model, "vgg16.tv_in1k")
+    assert asked == [("vgg16.tv_in1k", {"pretrained": True})]
     assert pixel_statistics("vgg16.tv_in1k") == (VGG16.conventions.pixel_mean, VGG16.conventions.pixel_std)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
