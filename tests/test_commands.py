@@ -25,12 +25,12 @@ from rethink_imagenet.data.scenes import write_scenes
 from rethink_imagenet.data.splits import read_splits
 from rethink_imagenet.detection.detectors import DEMO, build
 from rethink_imagenet.errors import InputError
-from rethink_imagenet.evaluation.average_precision import evaluate, evaluate_voc
+from rethink_imagenet.evaluation.average_precision import evaluate, evaluate_coco, evaluate_voc
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
 from rethink_imagenet.tools import cli, commands
-from rethink_imagenet.tools.options import COMMANDS, VERSION, Train, options_of, settings_of
+from rethink_imagenet.tools.options import COMMANDS, VERSION, RunOptions, Train, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
@@ -92,6 +92,9 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     more = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume", "--subsets", "4,all")
     assert more.returncode == 0, more.stderr
     pictures = sorted(path.stem for path in (out / "side-by-side").iterdir())
+    (out / "report.html").unlink()
+    anew = command("rethink_report", out)
+    assert anew.returncode == 0 and anew.stdout.strip() == str(out / "report.html") and (out / "report.html").is_file()
     assert [name[0] for name in pictures] == list("1234") and commands.foreign_files(out) == []
     for name in pictures:
         found = re.search(r"from scratch (\d+) right 0 wrong, pre-trained 0 right 0 wrong, of (\d+) objects", name)
@@ -120,12 +123,18 @@ def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     log = [json.loads(line) for line in (tmp_path / "out" / "2x" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["iteration"] == 6 and "box" in log[-1]["evaluation"]
-    detections = tmp_path / "out" / "2x" / "detections.json"
-    words = ["--annotations", annotations(scenes, "val"), "--detections", detections, "--kinds", "box,mask", "--voc"]
+    found = perfect_detections(scenes)[1:]
+    found[0]["segmentation"] = found[-1]["segmentation"] | {"size": found[0]["segmentation"]["size"]}
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(found))
+    words = ["--annotations", annotations(scenes, "val"), "--detections", path, "--kinds", "box,mask", "--voc"]
     measured = command("rethink_eval", *words)
     assert measured.returncode == 0, measured.stderr
-    box = json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["box"]
-    assert f"ap {box['ap']:.2f}" in measured.stdout and measured.stdout.count("VOC  mAP") == 2
+    figures = evaluate_coco(annotations(scenes, "val"), path, ["box", "mask"])
+    assert 10 < figures["mask"]["ap"] < figures["box"]["ap"] < 100
+    for kind, own in figures.items():
+        assert f"{kind}  ap {own['ap']:.2f}  " in measured.stdout
+    assert measured.stdout.count("VOC  mAP") == 2
 
 
 def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path) -> None:
@@ -459,7 +468,17 @@ def test_a_machine_whose_memory_is_full_says_so() -> None:
                 size(2**57)
             except MemoryError:
                 ExceptionWrapper(where="in DataLoader worker process 0").reraise()
-    assert "fewer --workers" in commands._asking_for_less(NO_MEMORY, Train())
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu", "hint"),
+    [(NO_MEMORY, False, "--at-once 1"), ("DefaultCPUAllocator: can't", False, "--at-once 1"),
+     (NO_MEMORY, True, "fewer --workers"), ("CUDA out of memory", True, "--at-once 1")],
+)  # fmt: skip
+def test_what_takes_less_memory(monkeypatch: pytest.MonkeyPatch, told: str, gpu: bool, hint: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert hint in commands._asking_for_less(told, Train())
+    assert "--device cpu" not in commands._asking_for_less(NO_MEMORY, Train(how=RunOptions(device="cpu", at_once=1)))
 
 
 def out_of_memory(*_: object, **__: object) -> None:

@@ -216,6 +216,11 @@ def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
     assert versions_of(names).tolist() == [n // 2 for n in range(10)]
     parts = hold_back(dataset, 0.2)
     assert [len(part) for part in parts] == [8, 2] and not str(shared_images(*parts))
+    leak = [
+        replace(select(dataset, np.arange(1)), file_names=np.array([name]))
+        for name in ("train/a.png", "val/a_aug_1.png")
+    ]
+    assert len(shared_images(*leak).pairs["versions by name"]) == 1
     one = replace(dataset, file_names=np.array([f"a_aug_{n}.png" for n in range(10)]))
     with pytest.raises(InputError, match=r"of its 10 images back, which are versions of 1 by their names"):
         hold_back(one, 0.2)
@@ -286,6 +291,7 @@ def test_layouts_of_tools(tmp_path: Path, layout: Callable[[Path, str, tuple[int
     for dataset, number in ((train, 0), (val, 3)):
         assert np.abs(load_image(dataset, 0).astype(int) - np.asarray(picture(number))).mean() < 12
         assert dataset.boxes[0].tolist() == [6, 4, 18, 12]
+        assert dataset.category_names[dataset.labels[0] - 1] == "valve"
 
 
 @pytest.mark.parametrize("voc", [False, True])

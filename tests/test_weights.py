@@ -152,7 +152,7 @@ def line_of(read: Callable[[], object], path: Path) -> str:
     return line
 
 
-def test_scales_of_another_norm_are_refused(tmp_path: Path) -> None:
+def test_scales_of_another_norm_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GN and LN have tensors of the same names and shapes; the file says whose they are, or timm's network does."""
     save_file(Body("resnet10_025", "gn").state_dict(), tmp_path / "gn.safetensors", {"norm": "gn"})
     load_weights(Body("resnet10_025", "gn"), tmp_path / "gn.safetensors")
@@ -168,6 +168,13 @@ def test_scales_of_another_norm_are_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         norms = [_norm_of(timm.create_model(name)) for name in networks]
     assert norms == ["gn", "ln", "ln", "", ""]
+    torch.save({"model": body, "about": {"norm": "gn"}}, tmp_path / "classifier.pth")
+    with pytest.raises(InputError, match="they are of gn, and the body has ln"):
+        load_weights(Body("resnet10_025", "ln"), tmp_path / "classifier.pth")
+    gn = Body("resnet10_025", "gn")
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: gn)
+    with pytest.raises(InputError, match="they are of gn, and the body has ln"):
+        load_weights(Body("resnet10_025", "ln"), "resnet50_gn.a1h_in1k")
 
 
 def test_names_that_are_not_known_are_shown_beside_ours(network: nn.Module, tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def _originals(files: Sequence[str]) -> list[Key | None]:
     paths = [PurePosixPath(str(file).replace("\\", "/")) for file in files]
     names, hashed = [original_name(str(path)) for path in paths], [bool(_HASH.search(path.stem)) for path in paths]
     anywhere = {name for name, is_hashed in zip(names, hashed, strict=True) if is_hashed}  # Roboflow has no folders
-    keys = [("" if name in anywhere else str(path.parent), name) for path, name in zip(paths, names, strict=True)]
+    folders = ["/".join(part for part in path.parts[:-1] if not split_of(part)) for path in paths]
+    keys = [("" if name in anywhere else folder, name) for folder, name in zip(folders, names, strict=True)]
     versions = {
         key for key, path in zip(keys, paths, strict=True) if _HASH.search(path.stem) or _NUMBER.search(path.stem)
     }

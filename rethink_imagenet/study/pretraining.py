@@ -465,7 +465,7 @@ def _is_of_imagenet(source: str) -> bool:
     config: Any = timm.get_pretrained_cfg(PACKAGES[source].backbone if source in PACKAGES else source)
     tag = config.tag or ""
     return tag.endswith("in1k") and not re.search(
-        "in12k|in2|jft|laion|ig1b|swag|webli|yfcc|swsl|ssl|openai|lvd|dfn", tag
+        "in12k|in2|jft|laion|ig1b|swag|webli|yfcc|swsl|ssl|openai|lvd|dfn|seer|clip|m38m", tag
     )
 
 

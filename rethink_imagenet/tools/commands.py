@@ -179,14 +179,15 @@ from rethink_imagenet.training.processes import (
 def _asking_for_less(told: str, settings: Any = None) -> str:
     "How a command with these settings gets along with less memory, of the machine or of its device"
     known = flat(settings) if settings else {}
-    if told.startswith((NO_MEMORY, "DefaultCPUAllocator")) and known.get("device") != "cpu":
+    on_gpu = torch.cuda.is_available() and known.get("device", "cpu") != "cpu"
+    if on_gpu and told.startswith((NO_MEMORY, "DefaultCPUAllocator")):
         return "take fewer --workers, or a machine with more memory"
     if known.get("at_once", 1) != 1:
         return "with --at-once 1 a process looks at one image after the other; --resume then takes --accept at_once"
     smaller = "at_once" not in known and "side" in known  # networks that classify
     if smaller:
         return "take a smaller --batch or --side"
-    return "take a device with more memory, or --device cpu"
+    return "take a device with more memory, or --device cpu" if "CUDA" in told else "take a machine with more memory"
 
 
 def one_line_faults(

@@ -680,7 +680,11 @@ def line_of(
     found = read_experiment(folder)
     verdicts = found.results["differences"] if found.results else []
     told = [one["sentence"] for one in verdicts if one["kind"] == found.design.metric]
-    told = told[:1] or [f"{len(found.runs)} of {runs_asked_for(found.design)} runs"]
+    if found.results and len(told) + len(found.results["comparisons"]) > 1:
+        judged = [one for one in verdicts if one["kind"] == found.design.metric] + found.results["comparisons"]
+        words = Counter(one["word"] for one in judged)
+        told = [f"{len(judged)} verdicts: {', '.join(f'{number} {word}' for word, number in words.items())}"]
+    told = told or [f"{len(found.runs)} of {runs_asked_for(found.design)} runs"]
     return f"{folder.name:20s} {told[0]}"
 
 # %% ../../nbs/74_experiments.ipynb #e4167b15

@@ -28,7 +28,9 @@ from ..errors import InputError, check_choices, nearest
 class DataOptions:
     "Which data"
 
-    data: str = ""  # folder of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; by default the embedded scenes
+    data: str = (
+        ""  # folder of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; by default, to train, embedded scenes
+    )
     train: str = ""  # json, VOC list or folder of XML to train on, where the layout differs
     val: str = ""  # json, VOC list or folder of XML to evaluate on, where the layout differs
     images: str = ""  # folder of the images of both jsons, where the layout differs
@@ -63,7 +65,9 @@ class DetectorOptions:
 class PretrainingOptions:
     "What the pre-trained arm begins from"
 
-    weights: str = ""  # file, package or tag of timm, by default ImageNet's; for several bodies BODY=FILE,BODY=FILE
+    weights: str = (
+        ""  # file, package or tag of timm; by default ImageNet's, for demo --crops; for several bodies BODY=FILE,…
+    )
     crops: str = ""  # folder of class folders to pre-train on; by default, for model demo only, the embedded crops
     side: int = 48  # of the crops in pixels
     epochs: float = 6.0  # passes over the crops in pre-training
@@ -101,8 +105,8 @@ class SizeOptions:
 
     schedules: str = ""  # lengths of training in multiples of 1x, such as 2,4,6
     seeds: int = 0  # runs of each arm; by default 2 for the scenes, else 1, which says nothing about chance in training
-    subsets: str = ""  # numbers of images to train on as well as on all, such as 250,500,1000; each seed draws its own
-    hours: float = 0.0  # available hours: schedules, seeds and subsets that fit are planned, and shown before training
+    subsets: str = ""  # numbers of images to train on as well, such as 250,500; 1x is shorter by the root of the share
+    hours: float = 0.0  # available hours: what fits is planned and shown; pre-training and judging come on top
     dry_run: bool = False  # say what would be trained, how long it would take and what it could tell; train nothing
 
 
@@ -138,21 +142,21 @@ class Compare:
         files that lie elsewhere
     rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --resume
         two more runs of each arm, so that the interval covers the chance in training
-    rethink_compare --data mydata --model small --out runs/mydata --hours 6
+    rethink_compare --data mydata --model small --out runs/hours --hours 6
         six hours: as many seeds, schedules and amounts of data as fit; with --dry-run only the plan is shown
-    rethink_compare --data mydata --model small --out runs/mydata --subsets 250,500,1000
+    rethink_compare --data mydata --model small --out runs/subsets --subsets 250,500,1000
         both arms on 250, 500, 1000 and all images: from how many on is training from scratch no worse?
     rethink_compare figure1 --data coco --out runs/figure1
         all recipes of a figure or table of the paper, trunk and branches shared, beside the paper's numbers
     rethink_compare figure5 --data coco --weights resnet101=R101.pth --out runs/figure5
         a figure with two bodies: weights are named by body, and bodies left out take timm's, if timm has some; with
         --crops the others are pre-trained here
-    rethink_compare --data mydata --model small --out runs/mydata --seeds 3 --jobs 2
+    rethink_compare --data mydata --model small --out runs/twice --seeds 3 --jobs 2
         two runs at once: twice the memory, the same results; --jobs 1 is one run after the other
     rethink_compare --data coco --device cuda --precision bf16 --slurm partition=gpu,gpus_per_node=1,cpus_per_task=8
         each run is a job of a SLURM cluster; the command waits for the runs, and judges when the last has ended
     rethink_compare figure1 --data coco --scale 0.02 --out runs/miniature
-        the same in miniature, in minutes on a laptop; its small bodies are pre-trained on the embedded crops
+        Figure 1 in miniature, in minutes on a laptop; its small bodies are pre-trained on the embedded crops
     """
 
     figure: str = word()  # of the paper: figure1, figure3 to figure8, table1 to table3, section5.1 or section5.2
@@ -160,7 +164,9 @@ class Compare:
     out: str = "runs/compare"  # folder for the results
     detector: DetectorOptions = DetectorOptions()
     size: SizeOptions = SizeOptions()
-    scale: float = 1.0  # below 1, a miniature of the figure: sides and batch times it, iterations and images its square
+    scale: float = (
+        1.0  # below 1, a miniature: sides and batch are multiplied by it, iterations and images by its square
+    )
     pretraining: PretrainingOptions = PretrainingOptions()
     grid: str = ""  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
     margin: float = 0.5  # AP; a smaller loss does not matter
@@ -174,7 +180,7 @@ class Tune:
     """Choose settings by a grid on the pre-trained arm, then train both arms with them: rethink_compare --grid.
 
     rethink_tune "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800" --data coco --subset 10000
-        the paper's search for less data (rethink_compare has more options)
+        the paper's search for less data; rethink_compare --grid does the same
     """
 
     grid: str = word(None)  # settings and values, such as "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800"
@@ -210,8 +216,10 @@ class Train:
     out: str = "runs/train"  # folder for the results
     detector: DetectorOptions = DetectorOptions()
     schedule: str = "6"  # length of training in multiples of 1x; several, such as 2,3,6, share their beginning
-    only: float = 0.0  # of several schedules train this one; a shorter one needs the run of the longest as its trunk
-    scale: float = 1.0  # below 1, a miniature of the recipe: sides and batch times it, iterations and images its square
+    only: float = 0.0  # of several schedules train this one; the longest first, since shorter ones branch off from it
+    scale: float = (
+        1.0  # below 1, a miniature: sides and batch are multiplied by it, iterations and images by its square
+    )
     weights: str = ""  # pre-trained weights of the body; by default random initialization
     how: RunOptions = RunOptions()
     dry_run: bool = False  # say what would be trained and what it would cost, and train nothing; one step is measured
@@ -262,7 +270,9 @@ class Eval:
         eight GPUs share the images
     """
 
-    model: str = word()  # folder of a run, such as runs/train/6x, or a file of rethink_export; without, --detections
+    model: str = (
+        word()
+    )  # folder of a run, such as runs/train/6x, or a file of rethink_export; leave it out for --detections
     annotations: str = ""  # json in COCO's format, with the objects for --detections
     detections: str = ""  # json in COCO's results format
     kinds: str = "box"  # of --detections: box, mask, keypoint, with commas between
@@ -340,7 +350,7 @@ class Data:
     """
 
     source: DataOptions = DataOptions()
-    model: Literal["demo", "small", "paper"] = "paper"  # its image size decides how small objects are for the network
+    model: Literal["demo", "small", "paper"] = "paper"  # demo, small or paper: how large images and objects will be
     decode: bool = False  # decode all pixels, which finds files that are cut off
     html: str = ""  # file to write a page with pictures into
     scenes: str = ""  # draw the embedded scenes into this new folder
