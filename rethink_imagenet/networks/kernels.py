@@ -35,6 +35,21 @@ _devices = {"cuda"}  # kinds of devices whose tensors the kernels take
 
 
 @contextmanager
+def _language_kept() -> Iterator[None]:
+    "A block after which Triton's language is what it was: its interpreter changes it, and leaves some of it changed"
+    from triton import language as tl
+
+    parts = tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base
+    before = [dict(vars(part)) for part in parts]
+    try:
+        yield
+    finally:
+        for part, was in zip(parts, before, strict=True):
+            for name in [name for name, value in vars(part).items() if name not in was or was[name] is not value]:
+                setattr(part, name, was[name]) if name in was else delattr(part, name)
+
+
+@contextmanager
 def interpreted() -> Iterator[None]:
     "Inside, Triton's interpreter runs all kernels, on tensors of the CPU: for tests. Needs Triton"
     from triton.runtime.interpreter import InterpretedFunction, _patch_lang
@@ -51,7 +66,7 @@ def interpreted() -> Iterator[None]:
 
     _devices.add("cpu")
     try:
-        with patch.multiple(triton.JITFunction, run=run, __call__=call):
+        with _language_kept(), patch.multiple(triton.JITFunction, run=run, __call__=call):
             yield
     finally:
         _devices.discard("cpu")

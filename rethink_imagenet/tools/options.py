@@ -28,9 +28,7 @@ from ..errors import InputError, check_choices, nearest
 class DataOptions:
     "Which data"
 
-    data: str = (
-        ""  # folder of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; by default, to train, embedded scenes
-    )
+    data: str = ""  # of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; training takes embedded scenes by default
     train: str = ""  # json, VOC list or folder of XML to train on, where the layout differs
     val: str = ""  # json, VOC list or folder of XML to evaluate on, where the layout differs
     images: str = ""  # folder of the images of both jsons, where the layout differs
@@ -65,9 +63,7 @@ class DetectorOptions:
 class PretrainingOptions:
     "What the pre-trained arm begins from"
 
-    weights: str = (
-        ""  # file, package or tag of timm; by default ImageNet's, for demo --crops; for several bodies BODY=FILE,…
-    )
+    weights: str = ""  # file, package or tag of timm; by default ImageNet's, for demo --crops; or BODY=FILE,BODY=FILE
     crops: str = ""  # folder of class folders to pre-train on; by default, for model demo only, the embedded crops
     side: int = 48  # of the crops in pixels
     epochs: float = 6.0  # passes over the crops in pre-training
@@ -164,9 +160,7 @@ class Compare:
     out: str = "runs/compare"  # folder for the results
     detector: DetectorOptions = DetectorOptions()
     size: SizeOptions = SizeOptions()
-    scale: float = (
-        1.0  # below 1, a miniature: sides and batch are multiplied by it, iterations and images by its square
-    )
+    scale: float = 1.0  # below 1, a miniature: sides and batch times it, iterations and images times its square
     pretraining: PretrainingOptions = PretrainingOptions()
     grid: str = ""  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
     margin: float = 0.5  # AP; a smaller loss does not matter
@@ -217,9 +211,7 @@ class Train:
     detector: DetectorOptions = DetectorOptions()
     schedule: str = "6"  # length of training in multiples of 1x; several, such as 2,3,6, share their beginning
     only: float = 0.0  # of several schedules train this one; the longest first, since shorter ones branch off from it
-    scale: float = (
-        1.0  # below 1, a miniature: sides and batch are multiplied by it, iterations and images by its square
-    )
+    scale: float = 1.0  # below 1, a miniature: sides and batch times it, iterations and images times its square
     weights: str = ""  # pre-trained weights of the body; by default random initialization
     how: RunOptions = RunOptions()
     dry_run: bool = False  # say what would be trained and what it would cost, and train nothing; one step is measured
@@ -270,9 +262,7 @@ class Eval:
         eight GPUs share the images
     """
 
-    model: str = (
-        word()
-    )  # folder of a run, such as runs/train/6x, or a file of rethink_export; leave it out for --detections
+    model: str = word()  # folder of a run, such as runs/train/6x, or a file of rethink_export; or give --detections
     annotations: str = ""  # json in COCO's format, with the objects for --detections
     detections: str = ""  # json in COCO's results format
     kinds: str = "box"  # of --detections: box, mask, keypoint, with commas between
