@@ -29,6 +29,18 @@ def by_kernels() -> Iterator[None]:
         yield
 
 
+def test_the_interpreter_leaves_the_language_as_it_was() -> None:
+    """It changes the language for a device function, and does not undo that: nothing could be compiled afterwards."""
+    parts = triton.language, triton.language.core, triton.language.tensor, triton.language.math
+    before = [dict(vars(part)) for part in parts]
+    from triton.runtime.interpreter import _patch_lang
+
+    with interpreted():
+        _patch_lang(suppression._pairs.fn)
+        assert any(dict(vars(part)) != was for part, was in zip(parts, before, strict=True))
+    assert [dict(vars(part)) for part in parts] == before
+
+
 def by_definition(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, number: int) -> Tensor:
     """torchvision's nms for each group of each image by itself."""
     kept = torch.zeros_like(scores, dtype=torch.bool)
