@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rethink_imagenet.study.plans import PLANS
 from rethink_imagenet.tools.options import COMMANDS, options_of
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +109,17 @@ def test_every_public_argument_is_told(module: str) -> None:
 def test_every_option_is_told(name: str) -> None:
     """Each option has a help text: the comment of its field, which has to stand on the line of the name."""
     assert not [option.name for option in options_of(COMMANDS[name]) if not option.told]
+
+
+def test_the_readme_has_the_models_as_they_are() -> None:
+    """Their rows: iterations of 1x, schedules, images an iteration."""
+    rows = re.findall(r"^\| `(demo|small|paper)`[^|]*\| ([\d,]+) \| ([\dx, to]+) \| [^|]* \| (\d+) \|$",
+                      (ROOT / "README.md").read_text(encoding="utf-8"), re.M)  # fmt: skip
+    assert [name for name, *_ in rows] == list(PLANS)
+    for name, unit, schedules, batch in rows:
+        plan, numbers = PLANS[name], [float(n) for n in re.findall(r"\d+", schedules)]
+        assert (f"{plan.unit:,}", str(plan.batch)) == (unit, batch)
+        assert numbers in (list(plan.schedules), [min(plan.schedules), max(plan.schedules)])
 
 
 def test_import_is_quiet() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import read_json
+from ..data.coco import FLAGS, read_json
 from ..data.run_lengths import are_sound
 from ..errors import InputError
 
@@ -118,7 +118,7 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
         return "its bbox is not four finite numbers"
     if _is_far(record["bbox"], images[record["image_id"]]):
         return "its bbox reaches further outside its image than the image is wide or high"
-    for key in ("iscrowd", "ignore", "difficult"):
+    for key in FLAGS:
         if type(record.get(key, 0)) not in (int, bool) or record.get(key, 0) not in (0, 1):
             return f"its {key} is neither 0 nor 1"
     if not _is_number(record.get("area", 0)) or record.get("area", 0) < 0:
@@ -129,7 +129,7 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
 def _filled_in(record: dict[str, Any], kinds: Sequence[str], points: int, name: str) -> dict[str, Any]:
     "A copy of an annotation with the fields that follow from others. Raises InputError if a kind's are not right"
     filled = {"area": record["bbox"][2] * record["bbox"][3], **record}
-    filled["iscrowd"] = int(any(record.get(key) for key in ("iscrowd", "ignore", "difficult")))  # as training has it
+    filled["iscrowd"] = int(any(record.get(key) for key in FLAGS))  # as training has it
     if "mask" in kinds and not record.get("segmentation"):
         raise InputError(f"{name}: has no segmentation, though others have; give it one or evaluate boxes only")
     if "keypoint" in kinds:

@@ -377,21 +377,12 @@ def verdict(
     low, high = interval
     if not margin > 0 or not low <= high:
         raise ValueError(f"no verdict from the margin {margin} and the interval {interval}")
-    word = (
-        "undecided"
-        if images == 1
-        else "better"
-        if low > 0
-        else "no worse"
-        if low > -margin
-        else "worse"
-        if high < -margin
-        else "undecided"
-    )
-    said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
+    word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
+    shown = f"{_shown(word, low, high, margin)} {_covered(runs)}{_few(images)}"
     if images == 1:
-        return Verdict(word, said, "Shown: nothing. One image says nothing about others.", margin)
-    return Verdict(word, said, f"{_shown(word, low, high, margin)} {_covered(runs)}{_few(images)}", margin)
+        word, shown = "undecided", "Shown: nothing. One image says nothing about others."
+    said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
+    return Verdict(word, said, shown, margin)
 
 # %% ../../nbs/54_resampling.ipynb #6eaa4e5e
 def _looked(look: int, level: float) -> str:

@@ -632,19 +632,17 @@ def _class_rows(details: Details) -> list[dict[str, str]]:
 
 def _tables(results: StudyResults) -> list[Table]:
     "What the page tells in numbers, from the verdicts to the costs"
+    named = "By class, {}, means over seeds"
+    classes: list[Table] = [
+        (named.format(KINDS[one["kind"]][0]), _class_rows(one), []) for one in results["details"][:1]
+    ]
     prices = [cost_sentence(one) for one in results["pretraining"].values()]
     runs: Table = ("Recipes", table_of(results), []) if results["figure"] else ("Runs", table_rows(results["runs"]), [])
     return [
         ("From scratch against pre-training", _difference_rows(results["differences"]), []),
         ("Every step of the ladder", _difference_rows(results["verdicts"]), []),
         runs,
-        *(
-            [
-                (f"By class, {KINDS[one['kind']][0]}, means over seeds", _class_rows(one), [])
-                for one in results["details"][:1]
-                if not results["figure"]
-            ]
-        ),
+        *(classes if not results["figure"] else []),
         *([_tuning_table(results["tuning"])] if results["tuning"] else []),
         ("What it cost, pre-training counted", _cost_rows(results), prices),
     ]

@@ -6,7 +6,7 @@
 __all__ = ['Kind', 'KINDS', 'SETTINGS', 'switched_state', 'switch_over', 'shared_detections', 'save_json', 'read_saved',
            'ResampledAP', 'records_of', 'resampled_figures', 'Point', 'RunResults', 'run_schedule', 'first_losses',
            'runs_in', 'detector_file', 'load_detector', 'run_family', 'Cell', 'Arm', 'Study', 'comparison_of',
-           'StudyRun', 'runs_of', 'computing_with', 'run_study', 'Row', 'rows_of']
+           'StudyRun', 'runs_of', 'computing_with', 'threads_of', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import json
@@ -36,7 +36,7 @@ from ..evaluation.average_precision import Figures, evaluate, predict
 from ..evaluation.resampling import Records, ap_by_class, coco_records, resampled_runs, voc_records
 from ..networks.graphs import Graphs
 from ..randomness import seed_everything
-from .plans import Experiment, Plan, samples_seen
+from .plans import Execution, Experiment, Plan, samples_seen
 from .pretraining import load_weights
 from .weights import metadata_of, read_weights
 from rethink_imagenet.training.checkpoints import (
@@ -831,6 +831,14 @@ def computing_with(
         torch.set_num_threads(before)
 
 
+def threads_of(
+    execution: Execution,  # of a study
+    beginnings: int = 2,  # jobs that can begin at once; the two arms of a comparison
+) -> int:  # as for `computing_with`
+    "The threads of each run of a study, where nobody has said, by the machine"
+    return threads_for(beginnings) if execution.threads < 0 else execution.threads
+
+
 def run_study(
     study: Study,  # to be carried out
 ) -> list[RunResults]:  # with the names of arm and folder
@@ -840,8 +848,7 @@ def run_study(
     results, left, begun = list[RunResults](), sum(run.iterations for run in runs), set[str]()
     beginnings = sum(not run.trunk for run in runs)
     at_once = execution.jobs or at_once_for(execution.device, beginnings, left)
-    threads = threads_for(beginnings) if execution.threads < 0 else execution.threads
-    with computing_with(threads):
+    with computing_with(threads_of(execution, beginnings)):
         if at_once > 1 or execution.cluster:
             for arm in study.arms:
                 _say_arm(arm)

@@ -41,8 +41,8 @@ from ..networks.normalization import SyncBatchNorm
 from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .recipes import DATA_SETS, Recipe, aligned
-from .studies import computing_with
-from ..training.jobs import at_once_for, threads_for
+from .studies import computing_with, threads_of
+from ..training.jobs import at_once_for
 from ..training.loop import backward, optimizer_of
 from ..training.processes import fail_together, from_first, world_size
 
@@ -150,7 +150,8 @@ def dry_run(
     iterations = _iterations(plan, runs)
     keypoints = plan.detector.keypoints > 0
     seen = samples_seen(train_set, iterations * plan.batch, plan.short, plan.long, keypoints)
-    cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
+    with computing_with(threads_of(execution)):
+        cost, share = measure_step(plan, train_set, execution), -(-plan.batch // world_size())
     hours = _seconds(plan, cost, iterations, train_set, execution) / 3600
     together = min(share, execution.at_once or share)
     files = 2 * (len(runs) + (plan.cascade_last > 0)) + (len(plan.family.branch_points) if longest in runs else 0)
@@ -201,7 +202,7 @@ def measure_speed(
 ) -> Speed:
     "Train and evaluate for a moment with a new detector, on the threads that a run of a study has. Raises InputError"
     plan, execution = experiment.plan, experiment.execution
-    with computing_with(threads_for(2) if execution.threads < 0 else execution.threads):
+    with computing_with(threads_of(execution)):
         return Speed(
             _seconds_of_a_step(plan, experiment.train_set, execution),
             _seconds_of_an_image(plan, experiment.val_set, execution, images),

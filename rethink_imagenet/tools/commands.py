@@ -149,15 +149,8 @@ from rethink_imagenet.tools.options import (
 from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
 from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
-from rethink_imagenet.training.distributed import (
-    LostProcess,
-    all_gpus,
-    device_of,
-    is_speaker,
-    joined,
-    workers_for,
-)
-from ..training.jobs import read_cluster, threads_for
+from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
+from ..training.jobs import read_cluster
 from ..training.logs import Interrupted, Interruption
 from ..training.loop import compute_deterministically
 from rethink_imagenet.training.processes import (
@@ -718,7 +711,7 @@ def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
             say(f"{part.name}: {more}")
             continue
         say(f"{part.name}: {iterations_told(part.plan)}")
-        with fail_together(), computing_with(threads_for(2) if execution.threads < 0 else execution.threads):
+        with fail_together():
             say(describe_run(part.plan, part.train_set, execution))
 
 
@@ -744,8 +737,7 @@ def _compare_figure(settings: Compare) -> None:
             inputs = [data, how.crops, *sources.values()]
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
     if settings.size.dry_run:
-        spread = spread_out(execution, settings)
-        return _foretell_figure(parts, replace(execution, jobs=spread.jobs, threads=spread.threads))
+        return _foretell_figure(parts, replace(execution, threads=spread_out(execution, settings).threads))
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")

@@ -678,14 +678,13 @@ def line_of(
 ) -> str:
     "How far an experiment is, in a line"
     found = read_experiment(folder)
-    verdicts = found.results["differences"] if found.results else []
-    told = [one["sentence"] for one in verdicts if one["kind"] == found.design.metric]
-    if found.results and len(told) + len(found.results["comparisons"]) > 1:
-        judged = [one for one in verdicts if one["kind"] == found.design.metric] + found.results["comparisons"]
-        words = Counter(one["word"] for one in judged)
-        told = [f"{len(judged)} verdicts: {', '.join(f'{number} {word}' for word, number in words.items())}"]
-    told = told or [f"{len(found.runs)} of {runs_asked_for(found.design)} runs"]
-    return f"{folder.name:20s} {told[0]}"
+    results: Any = found.results or {"differences": [], "comparisons": []}
+    judged = [one for one in results["differences"] if one["kind"] == found.design.metric] + results["comparisons"]
+    words = Counter(one["word"] for one in judged)
+    told = f"{len(judged)} verdicts: {', '.join(f'{number} {word}' for word, number in words.items())}"
+    if len(judged) < 2:
+        told = judged[0]["sentence"] if judged else f"{len(found.runs)} of {runs_asked_for(found.design)} runs"
+    return f"{folder.name:20s} {told}"
 
 # %% ../../nbs/74_experiments.ipynb #e4167b15
 def runs_by_place(
