@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from rethink_imagenet.study.plans import Execution
 from rethink_imagenet.study.studies import computing_with
+from rethink_imagenet.study.timing import SEEDS
 from rethink_imagenet.tools.experiments import (
     Workplace,
     design_text,
@@ -128,6 +130,19 @@ def test_the_rate_on_scenes_is_the_one_that_the_searches_found() -> None:
         if not any("pretrained" in system.arms for system in systems):  # the searches were made with that arm
             continue
         assert {system.plan["rate"] for system in systems} <= {best}, folder.name
+
+
+def test_seeds_move_a_difference_by_as_much_as_a_plan_assumes() -> None:
+    """The second of the deviations behind the interval that `--hours` foretells is the median of the experiments."""
+    found = []
+    for folder in EXPERIMENTS:
+        places = runs_by_place(read_experiment(folder))
+        for (system, arm, *rest), runs in places.items():
+            other = places.get((system, "pretrained", *rest), []) if arm == "scratch" else []
+            if len(other) == len(runs) >= 3:
+                gaps = [one["box"]["ap"] - two["box"]["ap"] for one, two in zip(runs, other, strict=True)]
+                found.append(statistics.stdev(gaps))
+    assert len(found) > 20 and abs(statistics.median(found) - SEEDS[1]) < 0.5
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
