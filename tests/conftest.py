@@ -82,22 +82,21 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def failed_if_skipped(report: Any) -> Any:
+    """With NO_SKIPS set, what is skipped has failed."""
+    if report.skipped and os.environ.get("NO_SKIPS") and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped though NO_SKIPS is set: {report.longrepr}"
+    return report
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
-    """With NO_SKIPS set, a skipped test has failed, unless there is no browser for it."""
+    """No test may be skipped where NO_SKIPS is set, unless there is no browser for it."""
     report = yield
-    if item.get_closest_marker("browser"):
-        return report
-    if report.skipped and os.environ.get("NO_SKIPS") and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"skipped though NO_SKIPS is set: {report.longrepr}"
-    return report
+    return report if item.get_closest_marker("browser") else failed_if_skipped(report)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> object:
-    """The same for a whole file that is skipped."""
-    report = yield
-    if report.skipped and os.environ.get("NO_SKIPS"):
-        report.outcome, report.longrepr = "failed", f"skipped though NO_SKIPS is set: {report.longrepr}"
-    return report
+    """And no whole file."""
+    return failed_if_skipped((yield))

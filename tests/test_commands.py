@@ -106,6 +106,25 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
     assert told["statement"] in more.stdout and told["statement"] in (out / "report.html").read_text()
 
 
+def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scenes: Path, tmp_path: Path) -> None:
+    weights, out = tmp_path / "body.pth", tmp_path / "out"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    size = ["--model", "demo", "--short", 64, "--long", 64, "--unit", 3, "--batch", 2, "--workers", 0]
+    words = ["--data", scenes, *size, "--weights", weights, "--out", "out"]
+    few = command("rethink_compare", *words, "--hours", 1e-9)
+    assert few.returncode == 2 and "--hours 1e-09: too few; one run of each arm" in few.stderr
+    done = command("rethink_compare", *words, "--hours", 0.005)
+    assert done.returncode == 0, done.stderr
+    known = json.loads((out / "hours.json").read_text())
+    assert known["told"] in done.stderr and known["told"].count("->") == 1
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["runs"]) == 2 * known["seeds"] * len(known["schedules"]) * (1 + len(known["subsets"]))
+    assert {run["schedule"] for run in results["runs"]} == set(known["schedules"])
+    again = command("rethink_compare", *words, "--hours", 0.005, "--resume")  # this machine may be busier now
+    assert again.returncode == 0 and json.loads((out / "hours.json").read_text()) == known
+    assert json.loads((out / "results.json").read_text())["verdict"] == results["verdict"]
+
+
 @pytest.mark.parametrize(
     ("subsets", "told"),
     [("few", "takes"), ("-2", "takes numbers"), ("3,3", "names a number twice"), ("3,99", "images to train on")],

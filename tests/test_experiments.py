@@ -23,6 +23,8 @@ from rethink_imagenet.tools.experiments import (
 )
 from rethink_imagenet.training.checkpoints import environment
 
+from .launch import launch
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.parent for path in ROOT.glob("experiments/*/experiment.toml"))
 SEARCHES = [folder for folder in EXPERIMENTS if folder.name.endswith("rate-of-the-scenes")]
@@ -143,6 +145,54 @@ def test_seeds_move_a_difference_by_as_much_as_a_plan_assumes() -> None:
                 gaps = [one["box"]["ap"] - two["box"]["ap"] for one, two in zip(runs, other, strict=True)]
                 found.append(statistics.stdev(gaps))
     assert len(found) > 20 and abs(statistics.median(found) - SEEDS[1]) < 0.5
+
+
+TINY = """
+claim = "converges to a solution that is no worse than the fine-tuning counterpart"
+place = "Figure 1"
+paper = "+0.2 at 6x"
+question = "Does the gap close?"
+expected = "The gap is smaller after the longer schedule."
+refuted = "The gap is larger after the longer schedule."
+seeds = 1
+[system]
+scenes = { train = 8, val = 4 }
+before = { crops = 60, epochs = 1 }
+plan = { schedules = [2, 3], unit = 3, batch = 2, evaluations = 1 }
+"""
+
+
+def test_the_command_carries_experiments_out_and_keeps_their_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "experiments" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "experiment.toml").write_text(TINY)
+
+    def evidence(*words: str) -> tuple[int, str, str]:
+        done = launch(["rethink_evidence", *words, "--jobs", "1"], cwd=tmp_path)
+        return done.returncode, done.stdout, done.stderr
+
+    assert "tiny" in evidence()[1] and "nothing has begun" in evidence("tiny", "--keep")[2]
+    status, said, told = evidence("--all")
+    assert status == 0 and "Does the gap close? 4 runs, 0 are there" in told and "random initialization" in said, told
+    kept = {path.name: path.read_bytes() for path in folder.glob("runs/*.json")}
+    judgement = json.loads((folder / "results.json").read_text())
+    assert len(kept) == 4 and judgement["command"] == "rethink_evidence tiny"
+
+    (folder / "results.json").unlink()
+    lost = next(iter(sorted(kept)))
+    (folder / "runs" / lost).unlink()
+    status, _, told = evidence("tiny", "--keep")
+    assert status == 0 and lost.removesuffix(".json") in told and not (folder / "results.json").exists()
+    assert {path.name: path.read_bytes() for path in folder.glob("runs/*.json")} == kept
+    assert evidence("tiny")[0] == 0 and json.loads((folder / "results.json").read_text()) == judgement
+
+    content = json.loads(kept[lost])
+    content["run"]["box"]["ap"] += 1
+    (folder / "runs" / lost).write_text(json.dumps(content))
+    status, _, told = evidence("tiny")
+    assert status == 2 and lost in told and len(told.splitlines()[-1]) < 400
+    status, _, told = evidence("tinny")
+    assert status == 2 and "tinny" in told
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

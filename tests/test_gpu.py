@@ -43,7 +43,7 @@ def device() -> torch.device:
 @pytest.fixture
 def exact_products() -> Iterator[None]:
     """Convolutions in 32 bits, without TF32; products are without it unless somebody asks."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
@@ -163,6 +163,7 @@ def steps_of(model: Detector, batches: list[list[Batch]], place: Any) -> list[fl
             found = torch.stack(list(model([image.to(place) for image in images], targets, draws).values())).sum()
             found.backward()
             total += found.item()
+            del found  # a recording asks that nothing of an earlier step is left
         optimizer.step()
         losses.append(total)
     return losses

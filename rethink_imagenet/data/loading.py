@@ -166,7 +166,7 @@ def _unpacked(sample: Any) -> Any:
         return replace(sample, pixels=_unpacked(sample.pixels))
     if isinstance(sample, dict):
         return {key: _unpacked(value) for key, value in sample.items()}
-    return tuple(map(_unpacked, sample)) if isinstance(sample, tuple) else sample
+    return tuple(map(_unpacked, sample)) if isinstance(sample, (tuple, list)) else sample  # pinned, some are lists
 
 
 def _packed_batch(batch: list[Any]) -> list[Any]:

@@ -64,8 +64,8 @@ class RawImage:
         return image.flip(-1) if self.mirrored else image
 
     def pin_memory(self) -> "RawImage":
-        "The same in memory that a GPU can reach; small images travel as arrays and stay where they are"
-        return replace(self, pixels=self.pixels.pin_memory()) if isinstance(self.pixels, Tensor) else self
+        "The same in memory that a GPU can reach; small images come as arrays"
+        return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
 
 # %% ../../nbs/17_transforms.ipynb #1c0c377d
 class Target(TypedDict, total=False):

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torchvision.ops  # noqa: F401  (its operators, as torch.ops.torchvision)
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from ..data.datasets import Polygons, trace
 from ..data.rasters import Outlines, outlines_of, raster_regions
@@ -36,7 +36,7 @@ def resampled_targets(
 ) -> Tensor:  # [F, side, side] float, 0..1
     "The same from bitmaps of the whole image, as torchvision does it"
     rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
-    return roi_align(bitmaps[:, None].to(boxes), rois, side)[:, 0]
+    return torch.ops.torchvision.roi_align(bitmaps[:, None].to(boxes), rois, 1.0, side, side, -1, False)[:, 0]
 
 
 def bitmaps_of(

@@ -160,6 +160,6 @@ def roi_align_pyramid(
     level = level_of(rois[:, 1:], len(features), canonical)
     if sampling_ratio > 0:
         return _roi_align_bag(features, rois, level, output_size, sampling_ratio, stride, aligned)
-    if rois.device.type == "cpu":
+    if rois.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():  # torchvision's needs too much memory
         return _roi_align_bags(features, rois, level, output_size, stride, aligned)
     return _roi_align_levels(features, rois, level, output_size, 0, stride, aligned)

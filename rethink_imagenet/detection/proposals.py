@@ -76,14 +76,15 @@ def level_anchors(
     scales: tuple[int, ...] = (8,),  # sizes of the anchors over the stride
     settings: AnchorSettings = AnchorSettings(),  # rounding, offset and strides
     image: tuple[int, int] | None = None,  # height and width of the padded batch, for strides of the map
+    device: torch.device | None = None,  # to make them on; by default the CPU
 ) -> Tensor:  # [height * width * 3 * S, 4] in pixels, row by row, the anchors of a position together
     "All anchors of one level"
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    steps = torch.tensor([stride, stride])
+    y, x = (torch.arange(number, device=device) + settings.offset for number in (height, width))
+    down, across = stride, stride
     if settings.strides == "map" and image is not None:
-        steps = torch.tensor([image[1] // width, image[0] // height])
-    centres = steps * (torch.stack([x, y], dim=-1).float() + settings.offset)
-    half = anchor_forms(stride, scales, settings.rounding) / 2
+        down, across = image[0] // height, image[1] // width
+    centres = torch.stack(torch.meshgrid(across * x, down * y, indexing="xy"), dim=-1)
+    half = (anchor_forms(stride, scales, settings.rounding) / 2).to(device, non_blocking=True)
     corners = torch.cat([centres[..., None, :] - half, centres[..., None, :] + half], dim=-1)
     return corners.reshape(-1, 4)
 
@@ -278,8 +279,9 @@ def _pyramid_anchors(
     "The anchors of maps of these heights and widths"
     image = shapes[0][0] * strides[0], shapes[0][1] * strides[0]
     with torch.inference_mode(False):  # they may take part in training later
-        levels = [level_anchors(*shape, s, scales, settings, image) for shape, s in zip(shapes, strides, strict=True)]
-        return tuple(level.to(device, non_blocking=True) for level in levels)
+        return tuple(
+            level_anchors(*shape, s, scales, settings, image, device) for shape, s in zip(shapes, strides, strict=True)
+        )
 
 # %% ../../nbs/32_proposals.ipynb #529633ee
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ __all__ = ['can_be_recorded', 'record_graph', 'Graphs']
 # %% ../../nbs/26_graphs.ipynb #04c00003
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,17 +40,38 @@ class _Recordable(nn.Module):
         return self.module(x)
 
 
+def _check_pytorch() -> None:
+    "Raises InputError where PyTorch is too old to record graphs"
+    if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
+        raise InputError(f"PyTorch {torch.__version__} cannot record graphs while images are loaded; use a newer one")
+
+
+@contextmanager
+def _any_stream() -> Iterator[None]:
+    "A block that records backward passes of weights that another stream knows, as DistributedDataParallel makes it"
+    take_over = getattr(torch.autograd.graph, "set_override_stale_capture_stream", None)
+    say_so = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if say_so:
+        say_so(False)  # from now on the weights have two streams, which costs next to nothing
+    if take_over:
+        take_over(True)
+    try:
+        yield
+    finally:
+        if take_over:
+            take_over(False)
+
+
 def record_graph(
     module: nn.Module,  # on a GPU
     x: Tensor,  # an example of its input
     pool: Any,  # memory that the graphs share, of `torch.cuda.graph_pool_handle`
 ) -> Callable[[Tensor], Any]:
-    "The module for inputs of one size, played back from a graph. Raises InputError where PyTorch is too old"
-    if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
-        raise InputError(f"PyTorch {torch.__version__} cannot record graphs while images are loaded; use a newer one")
-    return torch.cuda.make_graphed_callables(
-        _Recordable(module), (x,), allow_unused_input=True, pool=pool, capture_error_mode="thread_local"
-    )
+    "The module for inputs of one size, played back from a graph"
+    with _any_stream():
+        return torch.cuda.make_graphed_callables(
+            _Recordable(module), (x,), allow_unused_input=True, pool=pool, capture_error_mode="thread_local"
+        )
 
 # %% ../../nbs/26_graphs.ipynb #04c0000d
 def _has_room(device: torch.device) -> bool:
@@ -59,7 +81,7 @@ def _has_room(device: torch.device) -> bool:
 
 # %% ../../nbs/26_graphs.ipynb #04c0000e
 class Graphs:
-    "A backbone that plays back what it does with the sizes of images that come most often"
+    "A backbone that plays back what it does with the sizes that come most often. Raises InputError for an old PyTorch"
 
     def __init__(
         self,
@@ -68,6 +90,8 @@ class Graphs:
         record: Callable[[nn.Module, Tensor, Any], Callable[[Tensor], Any]] = record_graph,  # what makes a graph
         has_room: Callable[[torch.device], bool] = _has_room,  # asked before each
     ):
+        if record is record_graph:
+            _check_pytorch()
         self.backbone, self.most, self.record, self.has_room = backbone, most, record, has_room
         self.seen: Counter[tuple[Any, ...]] = Counter()
         self.graphs: dict[tuple[Any, ...], Callable[[Tensor], Any]] = {}

@@ -5,6 +5,8 @@
 # %% ../../nbs/21_kernels.ipynb #03c00003
 from __future__ import annotations
 
+import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -74,8 +76,16 @@ def interpreted() -> Iterator[None]:
 # %% ../../nbs/21_kernels.ipynb #03c0000a
 @cache
 def _compiles_for(device: torch.device) -> bool:
-    "Whether Triton compiles for a GPU"
-    return torch.cuda.get_device_capability(device) >= (7, 0)
+    "Whether Triton compiles for a GPU; warns where the tools are missing that it needs for it"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        assert triton.runtime.driver.active.utils  # built with a C compiler when it is first asked for
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as fault:
+        told = f"no kernels of Triton, which is slower; it needs a C compiler and Python's headers ({fault})"
+        warnings.warn(told, stacklevel=2)
+        return False
+    return True
 
 # %% ../../nbs/21_kernels.ipynb #03c0000b
 def for_kernels(

@@ -73,6 +73,13 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (y * scale + shift).to(x.dtype)
 
 # %% ../../nbs/20_normalization.ipynb #f09f155f
+class _SharedOnGPUs(nn.SyncBatchNorm):
+    "PyTorch's layer; a process without maps sends what has the type of its input, and the others send 32 bits"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if len(x) else x.float())
+
+
 def use_pytorchs_sync_batch_norm(
     model: nn.Module,  # on GPUs
 ) -> None:
@@ -80,7 +87,9 @@ def use_pytorchs_sync_batch_norm(
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, SyncBatchNorm):
-                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                layer = _SharedOnGPUs(child.num_features, child.eps, child.momentum).train(child.training)
+                layer._parameters, layer._buffers = child._parameters, child._buffers
+                setattr(parent, name, layer)
 
 # %% ../../nbs/20_normalization.ipynb #d3ca3879
 def num_groups(

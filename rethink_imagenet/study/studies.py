@@ -9,6 +9,7 @@ __all__ = ['Kind', 'KINDS', 'SETTINGS', 'switched_state', 'switch_over', 'shared
            'StudyRun', 'runs_of', 'computing_with', 'threads_of', 'run_study', 'Row', 'rows_of']
 
 # %% ../../nbs/63_studies.ipynb #17737ab7
+import gc
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -815,6 +816,8 @@ def _carry_out_together(study: Study, runs: list[StudyRun], at_once: int) -> Non
     if execution.cluster:
         submit_jobs(jobs, read_cluster(execution.cluster), study.folder / "jobs")
     elif jobs:
+        gc.collect()
+        torch.cuda.empty_cache()  # the runs have processes, and memory, of their own
         run_jobs(jobs, environments_for(execution.device, min(at_once, len(jobs))))
 
 

@@ -37,7 +37,7 @@ from ..detection.detectors import Detector, DetectorConfig, Precision, build
 from ..errors import InputError, nearest
 from ..evaluation.average_precision import predict
 from ..evaluation.seeds import Conditions, expected_half_width
-from ..networks.normalization import SyncBatchNorm
+from ..networks.normalization import SyncBatchNorm, use_pytorchs_sync_batch_norm
 from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .recipes import DATA_SETS, Recipe, aligned
@@ -84,17 +84,22 @@ def measure_step(
     execution: Execution,  # device, workers, images at once
     images: int = 2,  # looked at together, at most
 ) -> StepCost:
-    "Take two training steps with a new model. Raises InputError"
+    "Take two training steps with a new model, each twice on a GPU, and time the last. Raises InputError"
     share = plan.batch // world_size()
     images = max(1, min(images, share, execution.at_once or share))
     keypoints = plan.detector.keypoints > 0
     samples = TrainingSamples(train_set, plan.seed, plan.short, plan.long, keypoints=keypoints)
     seed_everything(plan.seed)
+    on_gpu = execution.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(execution.device)
     before = peak_memory(execution.device) or 0
     model = build(plan.detector).to(execution.device).train()
+    if on_gpu:
+        use_pytorchs_sync_batch_norm(model)
     optimizer, begun = optimizer_of(model, settings=plan.updates), 0.0
     with closing(training_batches(samples, images, 0, 2, execution.workers, execution.device)) as batches:
-        for pixels, targets, draws in batches:
+        for pixels, targets, draws in (batch for batch in batches for _ in range(1 + on_gpu)):  # loads kernels first
             begun = _now(execution.device)
             optimizer.zero_grad()
             backward(model, pixels, targets, images * world_size(), draws=draws)

@@ -687,18 +687,22 @@ def line_of(
     return f"{folder.name:20s} {told}"
 
 # %% ../../nbs/74_experiments.ipynb #e4167b15
+def _images(system: System, run: RunResults) -> int:
+    "That a run was trained on, by the design; some versions of the library counted empty scenes, some did not"
+    return run["images_of"] if run["images_of"] in system.subsets or not system.scenes else system.scenes.train
+
+
 def runs_by_place(
     found: Found,  # an experiment so far
 ) -> dict[tuple[str, str, int, float], list[RunResults]]:  # by system, arm, number of images, and schedule
     "The runs that are kept, seed by seed at each place of the design; a run may stand at several places"
     places: dict[tuple[str, str, int, float], list[RunResults]] = {}
-    runs = sorted((cast(RunResults, content["run"]) for content in found.runs.values()),
-                  key=lambda run: (run["images_of"], run["schedule"], run["seed"]))  # fmt: skip
     for system in found.design.systems:
         for arm in system.arms:
-            name = _named(_owner(system, arm), arm)
-            for run in (run for run in runs if f"{run['training']}-".startswith(f"{name}-")):
-                places.setdefault((system.name, arm, run["images_of"], run["schedule"]), []).append(run)
+            runs = (cast(RunResults, content["run"]) for content in found.runs.values())
+            own = [run for run in runs if f"{run['training']}-".startswith(f"{_named(_owner(system, arm), arm)}-")]
+            for run in sorted(own, key=lambda run: (_images(system, run), run["schedule"], run["seed"])):
+                places.setdefault((system.name, arm, _images(system, run), run["schedule"]), []).append(run)
     return places
 
 # %% ../../nbs/74_experiments.ipynb #1864c905
