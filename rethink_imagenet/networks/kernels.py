@@ -80,10 +80,12 @@ def _compiles_for(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
-        assert triton.runtime.driver.active.utils  # built with a C compiler when it is first asked for
-    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as fault:
-        told = f"no kernels of Triton, which is slower; it needs a C compiler and Python's headers ({fault})"
-        warnings.warn(told, stacklevel=2)
+        triton.runtime.driver.active.get_current_device()  # what asks the GPU is built with a C compiler at first
+    except (AssertionError, ImportError, OSError, RuntimeError, subprocess.SubprocessError) as fault:
+        told = str(fault).partition("\n")[0]
+        warnings.warn(
+            f"no kernels, which is slower: Triton needs a C compiler and Python's headers ({told})", stacklevel=2
+        )
         return False
     return True
 

@@ -18,6 +18,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill
@@ -836,10 +837,17 @@ def seeds_plot(
 def _effects(
     found: Found,  # an experiment that was judged
 ) -> list[str]:  # for each system and each comparison the effect with its interval, and the verdict in a word
-    "What was found, in lines"
+    "What was found after the shortest and after the longest schedule, in lines"
     kind, results = found.design.metric, cast(ExperimentResults, found.results)
-    named = zip(_labels(results), results["differences"], strict=True)
-    judged = [(name, cast(Any, one), one["word"]) for name, one in named if one["kind"] == kind]
+    judged: list[tuple[str, Any, str]] = []
+    what = itemgetter("system", "images_of", "kind")
+    for name, one in zip(_labels(results), results["differences"], strict=True):
+        if one["kind"] == kind:
+            ladder = [other for other in results["verdicts"] if what(other) == what(one)] or [one]
+            ends = ladder[:: len(ladder) - 1] if len(ladder) > 1 else ladder
+            for end in ends:
+                length = f"{end['schedules']['scratch']:g}x" if len(ends) > 1 else ""
+                judged.append((", ".join(filter(None, (name, length))), end, end["word"]))
     judged += [(one["name"], one["difference"], one["word"]) for one in results["comparisons"]]
     lines = []
     for name, one, word in judged:
