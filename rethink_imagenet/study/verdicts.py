@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled', 'resampled_of',
-           'difference_of', 'blind_ap', 'unlearned_in', 'Judgement', 'judge', 'Cost', 'costs_of', 'SystemCourse',
-           'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
+           'difference_of', 'blind_ap', 'unlearned_in', 'Judgement', 'no_verdict', 'judge', 'Cost', 'costs_of',
+           'SystemCourse', 'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from operator import itemgetter
@@ -236,13 +236,21 @@ def _names(pair: Pair, pretraining: PretrainingCost) -> tuple[str, str]:
     return f"{first[0].upper()}{first[1:]}", named[1]
 
 
-def _skipped(pair: Pair, runs: dict[str, RunResults]) -> tuple[str, float]:
-    "What was skipped in the runs of a pair, in a sentence, and the largest share of a run's iterations"
+def _skipped(pair: Pair, runs: dict[str, RunResults]) -> str:
+    "What was skipped in the runs of a pair, in a sentence"
     names = {"scratch": "from scratch", "pretrained": "with pre-training"}
     found = [(names[arm], runs[row["folder"]]) for arm in ARMS for row in pair[arm]]
     told = [f"{name} {run['skipped']:,} of {run['iterations']:,}" for name, run in found if run.get("skipped")]
-    share = max((run["skipped"] / run["iterations"] for _, run in found if run.get("skipped")), default=0.0)
-    return f"Iterations skipped, as their loss was not finite: {', '.join(told)}." if told else "", share
+    return f"Iterations skipped, as their loss was not finite: {', '.join(told)}." if told else ""
+
+
+def no_verdict(
+    runs: Iterable[RunResults],  # that would be judged together
+) -> str:  # empty where they can be judged
+    "What is said in the place of a verdict where a run skipped too many of its iterations"
+    share = max(run.get("skipped", 0) / run["iterations"] for run in runs)
+    told = f"There is no verdict: a run skipped {share:.1%} of its iterations; {MOST_SKIPPED:.0%} may be."
+    return told if share > MOST_SKIPPED else ""
 
 
 def judge(
@@ -258,15 +266,11 @@ def judge(
     name, names = KINDS[kind][0], _names(pair, pretraining)
     lost = [{"scratch": "from scratch", "pretrained": "with pre-training"}[arm] for arm in unlearned]
     shown = verdict_of(difference, margin, name, names, lost)
-    skipped, share = _skipped(pair, runs)
-    judged = share <= MOST_SKIPPED
-    word, sentence = shown.word, shown.sentence
-    if not judged:
-        word = "not judged"
-        sentence = f"There is no verdict: a run skipped {share:.1%} of its iterations; {MOST_SKIPPED:.0%} may be."
+    spoiled = no_verdict(runs[row["folder"]] for arm in ARMS for row in pair[arm])
+    word, sentence = ("not judged", spoiled) if spoiled else (shown.word, shown.sentence)
     statement = [
         f"From scratch {difference.first:.1f} {name}, with pre-training {difference.second:.1f}.",
-        shown.shown if judged else "", skipped,
+        "" if spoiled else shown.shown, _skipped(pair, runs),
     ]  # fmt: skip
     told = {
         "system": first["system"], "schedules": {arm: pair[arm][0]["schedule"] for arm in ARMS},

@@ -344,7 +344,8 @@ def check_folder(
         raise InputError(f"{folder}: is not a folder; name another with --out")
     if resume and overwrite:
         raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
-    if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
+    inside = {path.name for path in folder.iterdir()} - {"config.json.partial"} if folder.exists() else set()
+    if inside and not (theirs and inside == {"config.json"}):  # with which nothing was begun yet
         if overwrite and theirs:
             _check_that_all_is_ours(folder)
             return True
@@ -931,11 +932,10 @@ def _compare(settings: Compare | Tune) -> None:
     if settings.size.dry_run:
         return _foretell_comparison(settings, begun)
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
+    experiment = Experiment(begun.plan, train_set, val_set, folder, begun.weights, _measurable(begun), begun.shared)
+    sized, tuning = _sized(settings, experiment), None
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
-    experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.execution, begun.shared)
-    measured = replace(experiment, execution=_measurable(begun))
-    sized, tuning = _sized(settings, measured), None
-    experiment = replace(sized.experiment, execution=begun.spread)
+    experiment = replace(sized.experiment, weights=start, execution=begun.spread)
     if begun.grid:
         plan, tuning = tune(experiment, begun.grid)
         experiment = replace(experiment, plan=plan)

@@ -57,10 +57,10 @@ from rethink_imagenet.study.studies import (
 )
 from rethink_imagenet.study.verdicts import (
     ARMS,
-    MOST_SKIPPED,
     StudyResults,
     blind_ap,
     conclude,
+    no_verdict,
     resampled_of,
     unlearned_in,
 )
@@ -537,10 +537,8 @@ def compared(
     found = difference_between(first, second, kind, resampled.images, KINDS[kind][1])
     lost = [name for name, side in sides.items() if unlearned_in(side, resampled, blind, margin)]
     shown = verdict_of(found, margin, KINDS[kind][0], cast(Any, tuple(sides)), lost)
-    word, sentence = shown.word, shown.sentence
-    share = max(runs[row["folder"]]["skipped"] / row["iterations"] for row in both)
-    if share > MOST_SKIPPED:
-        word, sentence = "not judged", f"There is no verdict: a run skipped {share:.1%} of its iterations."
+    spoiled = no_verdict(runs[row["folder"]] for row in both)
+    word, sentence = ("not judged", spoiled) if spoiled else (shown.word, shown.sentence)
     return {"name": one.name, "difference": asdict(found), "word": word, "sentence": sentence}
 
 
