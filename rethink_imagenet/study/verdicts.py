@@ -248,7 +248,7 @@ def no_verdict(
     runs: Iterable[RunResults],  # that would be judged together
 ) -> str:  # empty where they can be judged
     "What is said in the place of a verdict where a run skipped too many of its iterations"
-    share = max(run.get("skipped", 0) / run["iterations"] for run in runs)
+    share = max((run["skipped"] / run["iterations"] for run in runs if run.get("skipped")), default=0.0)
     told = f"There is no verdict: a run skipped {share:.1%} of its iterations; {MOST_SKIPPED:.0%} may be."
     return told if share > MOST_SKIPPED else ""
 
