@@ -113,6 +113,7 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
     words = ["--data", scenes, *size, "--weights", weights, "--out", "out"]
     few = command("rethink_compare", *words, "--hours", 1e-9)
     assert few.returncode == 2 and "--hours 1e-09: too few; one run of each arm" in few.stderr
+    assert not out.exists()
     done = command("rethink_compare", *words, "--hours", 0.005)
     assert done.returncode == 0, done.stderr
     known = json.loads((out / "hours.json").read_text())

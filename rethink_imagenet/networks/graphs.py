@@ -42,24 +42,21 @@ class _Recordable(nn.Module):
 
 def _check_pytorch() -> None:
     "Raises InputError where PyTorch is too old to record graphs"
-    if "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters:
+    modes = inspect.signature(torch.cuda.make_graphed_callables).parameters
+    if "capture_error_mode" not in modes or not hasattr(torch.autograd.graph, "set_override_stale_capture_stream"):
         raise InputError(f"PyTorch {torch.__version__} cannot record graphs while images are loaded; use a newer one")
 
 
 @contextmanager
 def _any_stream() -> Iterator[None]:
     "A block that records backward passes of weights that another stream knows, as DistributedDataParallel makes it"
-    take_over = getattr(torch.autograd.graph, "set_override_stale_capture_stream", None)
-    say_so = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
-    if say_so:
-        say_so(False)  # from now on the weights have two streams, which costs next to nothing
-    if take_over:
-        take_over(True)
+    _check_pytorch()
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # from now on weights have two streams
+    torch.autograd.graph.set_override_stale_capture_stream(True)
     try:
         yield
     finally:
-        if take_over:
-            take_over(False)
+        torch.autograd.graph.set_override_stale_capture_stream(False)
 
 
 def record_graph(

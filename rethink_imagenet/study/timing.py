@@ -92,6 +92,7 @@ def measure_step(
     seed_everything(plan.seed)
     on_gpu = execution.device.startswith("cuda")
     if on_gpu:
+        _now(execution.device)  # CUDA is there from now on
         torch.cuda.reset_peak_memory_stats(execution.device)
     before = peak_memory(execution.device) or 0
     model = build(plan.detector).to(execution.device).train()

@@ -17,8 +17,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -344,8 +344,7 @@ def check_folder(
         raise InputError(f"{folder}: is not a folder; name another with --out")
     if resume and overwrite:
         raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
-    inside = {path.name for path in folder.iterdir()} - {"config.json.partial"} if folder.exists() else set()
-    if inside and not (theirs and inside == {"config.json"}):  # with which nothing was begun yet
+    if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
         if overwrite and theirs:
             _check_that_all_is_ours(folder)
             return True
@@ -790,28 +789,15 @@ def _seeds(settings: Compare | Tune) -> int:
     return settings.size.seeds or (1 if settings.source.data or settings.source.train else 2)
 
 
-def _sized(settings: Compare | Tune, experiment: Experiment) -> _Sized:
-    "A comparison of the size that was typed, or of the largest that fits into the hours that there are"
-    size = settings.size
-    if not size.hours:
+def _sized(settings: Compare | Tune, experiment: Experiment, planned: dict[str, Any] | None) -> _Sized:
+    "A comparison of the size that was typed, or that was planned for the hours that there are"
+    if planned is None:
         with fail_together():
-            subsets = _amounts(size.subsets, experiment.train_set)
+            subsets = _amounts(settings.size.subsets, experiment.train_set)
         return _Sized(experiment, _seeds(settings), subsets)
-    with fail_together():
-        known = _hours_in(experiment.folder) if is_first() else None
-    known = from_first(known)
-    if known is None:
-        speed = measure_speed(experiment)
-        with fail_together():
-            chosen, told = plan_hours(experiment, speed, size.hours)
-        subsets = chosen.subsets(len(trainable(experiment.train_set)))
-        known = from_first(
-            {"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": list(subsets), "told": told}
-        )
-        save_json(experiment.folder / "hours.json", known)
-    say(f"{known['told']}\nplanned: the line with the arrow; pre-training and judging come on top")
-    plan = replace(experiment.plan, schedules=tuple(known["schedules"]))
-    return _Sized(replace(experiment, plan=plan), known["seeds"], tuple(known["subsets"]))
+    say(f"{planned['told']}\nplanned: the line with the arrow; pre-training and judging come on top")
+    plan = replace(experiment.plan, schedules=tuple(planned["schedules"]))
+    return _Sized(replace(experiment, plan=plan), planned["seeds"], tuple(planned["subsets"]))
 
 # %% ../../nbs/76_commands.ipynb #dc72e4af
 def _say_few(plan: Plan, at_once: int) -> None:
@@ -901,41 +887,73 @@ def _measurable(begun: _Beginning) -> Execution:
     return replace(begun.execution, jobs=begun.spread.jobs, threads=begun.spread.threads)
 
 
-def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
-    "Say what a comparison would be, how long it would take, and what it could tell"
-    size = settings.size
+@contextmanager
+def _on_trial(settings: Compare | Tune, begun: _Beginning) -> Iterator[Experiment]:
+    "A comparison in a folder that does not stay, of which a few steps are to be measured"
     with TemporaryDirectory() as temporary:  # of each process its own
         sets = begun.sets or read_splits(write_scenes(Path(temporary) / "scenes"))
         if settings.source.subset and not begun.sets:
             sets = nested_subset(sets[0], settings.source.subset, settings.detector.seed), sets[1]
-        experiment = Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", begun.execution)
-        experiment = replace(experiment, execution=_measurable(begun))
+        yield Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", _measurable(begun))
+
+
+def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
+    "Say what a comparison would be, how long it would take, and what it could tell"
+    size = settings.size
+    with _on_trial(settings, begun) as experiment, fail_together():
+        subsets, speed = _amounts(size.subsets, experiment.train_set), measure_speed(experiment)
+        if size.hours:
+            say(plan_hours(experiment, speed, size.hours)[1])
+        else:
+            say(describe_comparison(experiment, speed, _seeds(settings), subsets))
+
+
+def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str, Any] | None) -> dict[str, Any]:
+    "What fits into the hours that there are, in all processes the same: as planned before, or by a step measured now"
+    known = from_first(known)
+    if known is not None:
+        return known
+    with _on_trial(settings, begun) as experiment:
+        speed, images = measure_speed(experiment), len(trainable(experiment.train_set))
         with fail_together():
-            subsets, speed = _amounts(size.subsets, sets[0]), measure_speed(experiment)
-            if size.hours:
-                say(plan_hours(experiment, speed, size.hours)[1])
-            else:
-                say(describe_comparison(experiment, speed, _seeds(settings), subsets))
+            chosen, told = plan_hours(experiment, speed, settings.size.hours)
+    subsets = list(chosen.subsets(images))
+    return from_first({"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": subsets, "told": told})
+
+
+def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
+    "What a comparison begins with, and its plan where there are hours; nothing is written before all of it is sound"
+    folder, how, known = Path(settings.out), settings.pretraining, None
+    with fail_together():
+        begun = _begin(settings)
+        more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
+        more |= {"hours": settings.size.hours} if settings.size.hours else {}
+        config = _config(settings, more, begun.plan)
+        if is_first() and not settings.size.dry_run and not check_folder(folder, config, settings.folder):
+            known = _hours_in(folder)
+    if settings.size.dry_run:
+        return begun, None
+    planned = _hours_planned(settings, begun, known) if settings.size.hours else None
+    with fail_together():
+        if is_first():
+            inputs = _inputs(settings, begun.weights, how.crops)
+            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+            if planned:
+                save_json(folder / "hours.json", planned)
+    return begun, planned
 
 
 def _compare(settings: Compare | Tune) -> None:
     "Choose hyper-parameters where a grid is given, train both arms, judge, and report"
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
-    with fail_together():
-        begun = _begin(settings)
-        more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
-        more |= {"hours": settings.size.hours} if settings.size.hours else {}
-        if is_first() and not settings.size.dry_run:
-            inputs = _inputs(settings, begun.weights, how.crops)
-            config = _config(settings, more, begun.plan)
-            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+    begun, planned = _prepared(settings)
     if settings.size.dry_run:
         return _foretell_comparison(settings, begun)
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
-    experiment = Experiment(begun.plan, train_set, val_set, folder, begun.weights, _measurable(begun), begun.shared)
-    sized, tuning = _sized(settings, experiment), None
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
-    experiment = replace(sized.experiment, weights=start, execution=begun.spread)
+    experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.spread, begun.shared)
+    sized, tuning = _sized(settings, experiment, planned), None
+    experiment = sized.experiment
     if begun.grid:
         plan, tuning = tune(experiment, begun.grid)
         experiment = replace(experiment, plan=plan)
