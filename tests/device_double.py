@@ -367,6 +367,7 @@ class Device(ExitStack):
         for name in ("device", "device_of"):
             self.enter_context(mock.patch.object(torch.cuda, name, lambda *args: nullcontext()))
         if JITFunction is not None:
+            self.enter_context(kernels._language_kept())
             for name, answer in _kernels(self).items():
                 self.enter_context(mock.patch.object(JITFunction, name, answer))
             self.enter_context(mock.patch.object(kernels, "_compiles_for", lambda device: True))

@@ -146,7 +146,9 @@ def test_it_says_that_it_is_a_gpu() -> None:
 
 @pytest.mark.skipif(triton is None, reason="Triton comes with PyTorch's builds for CUDA")
 def test_kernels_of_triton_run() -> None:
-    """A kernel of no use elsewhere, with a helper, a reduction and views of a larger tensor."""
+    """A kernel of no use elsewhere, with a helper, a reduction and views; afterwards kernels can be compiled again."""
+    parts = triton.language, triton.language.core, triton.language.tensor, triton.language.math
+    before = [dict(vars(part)) for part in parts]
     with Device() as device:
         x = torch.arange(24.0, device="cuda").view(4, 6)
         out = torch.zeros(4, 2, device="cuda")
@@ -154,6 +156,8 @@ def test_kernels_of_triton_run() -> None:
         _sums[(4,)](x[:, 1:], out[:, 1], x.stride(0), out.stride(0), 5, triton.next_power_of_2(5), num_warps=4)
         assert device.waits == 0 and device.operations["_sums"] == 1
         assert out[:, 1].tolist() == [30.0, 90.0, 150.0, 210.0] and out[:, 0].tolist() == [0.0] * 4
+        assert any(dict(vars(part)) != was for part, was in zip(parts, before, strict=True))
+    assert [dict(vars(part)) for part in parts] == before
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
