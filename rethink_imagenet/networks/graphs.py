@@ -64,7 +64,7 @@ def record_graph(
     x: Tensor,  # an example of its input
     pool: Any,  # memory that the graphs share, of `torch.cuda.graph_pool_handle`
 ) -> Callable[[Tensor], Any]:
-    "The module for inputs of one size, played back from a graph"
+    "The module for inputs of one size, played back from a graph. Raises InputError where PyTorch is too old"
     with _any_stream():
         return torch.cuda.make_graphed_callables(
             _Recordable(module), (x,), allow_unused_input=True, pool=pool, capture_error_mode="thread_local"
