@@ -25,7 +25,7 @@ Target = dict[str, Any]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has processes ignore it
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sample_data() -> Callable[[str], Path]:
     """A sample data set by name; skips the test where the folder of samples is absent."""
 

@@ -2,8 +2,8 @@
 
 Importing takes a command four seconds, and most commands of the tests take less than one to do their work. What a
 command is given (words, folder, environment, two files) and what it leaves (files, words, exit status) is the same as
-from a shell. That the installed scripts begin from nothing is tested in `test_package.py`, and wherever a test kills,
-stops or launches processes.
+from a shell. That the installed scripts begin from nothing is tested in `test_package.py`, and wherever a test kills or
+stops processes, or has torchrun start them.
 """
 
 import multiprocessing
@@ -40,20 +40,31 @@ def _carry_out(words: Sequence[str], cwd: str, environment: Mapping[str, str], s
     sys.exit(getattr(cli, Path(words[0]).name)())
 
 
+class Started:
+    """A command that runs."""
+
+    def __init__(self, words: Sequence[object], cwd: Path | None = None, environment: Mapping[str, str] = os.environ):
+        self.words = [str(word) for word in words]
+        self.folder = tempfile.TemporaryDirectory()
+        self.said = (f"{self.folder.name}/stdout", f"{self.folder.name}/stderr")
+        given: tuple[Any, ...] = (self.words, str(cwd or Path.cwd()), dict(environment), self.said)
+        self.process: Any = _START.Process(target=_carry_out, args=given)
+        self.process.start()
+
+    def ended(self, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; one that takes longer is killed, and raises TimeoutExpired."""
+        with self.folder:
+            self.process.join(timeout)
+            if self.process.exitcode is None:
+                self.process.kill()
+                self.process.join()
+                raise subprocess.TimeoutExpired(self.words, timeout)
+            texts = [Path(path).read_text() if Path(path).exists() else "" for path in self.said]
+            return subprocess.CompletedProcess(self.words, self.process.exitcode, *texts)
+
+
 def launch(
     words: Sequence[object], cwd: Path | None = None, timeout: float = 1800, environment: Mapping[str, str] = os.environ
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours and wait for its end; one that takes longer is killed, and raises TimeoutExpired."""
-    typed = [str(word) for word in words]
-    with tempfile.TemporaryDirectory() as folder:
-        said = (f"{folder}/stdout", f"{folder}/stderr")
-        given: tuple[Any, ...] = (typed, str(cwd or Path.cwd()), dict(environment), said)
-        process: Any = _START.Process(target=_carry_out, args=given)
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(typed, timeout)
-        texts = [Path(path).read_text() if Path(path).exists() else "" for path in said]
-        return subprocess.CompletedProcess(typed, process.exitcode, *texts)
+    """Run a command of ours and wait for its end."""
+    return Started(words, cwd, environment).ended(timeout)

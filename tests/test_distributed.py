@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from rethink_imagenet.study.plans import Plan
 from rethink_imagenet.study.studies import _evaluator
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, read_checkpoint
 
+from .launch import Started, launch
 from .soak import COMMAND, differences
 
 SIZE = ["--model", "demo", "--short", "64", "--long", "64", "--device", "cpu", "--workers", "0"]
@@ -44,11 +45,11 @@ from rethink_imagenet.randomness import seed_everything
 from rethink_imagenet.training.loop import backward
 from rethink_imagenet.data.loading import TrainingSamples
 
-source, norm, emptied, out = sys.argv[1:]
+source, out = sys.argv[1:]
 torch.set_num_threads(1)
 
 
-def take_a_step():
+def take_a_step(norm, emptied):
     samples = TrainingSamples(read_coco(source), 0, (64, 128), 192, batch=2)
     seed_everything(0)
     rules = replace(DEMO.conventions, normalize_over="image")
@@ -57,7 +58,7 @@ def take_a_step():
     images = [image.double() for image in images]
     targets = [target | {"boxes": target["boxes"].double()} for target in targets]
     assert images[0].shape != images[1].shape
-    if emptied == "yes":
+    if emptied:
         none = slice(0, 0)
         targets[1] |= {key: targets[1][key][none] for key in ("boxes", "labels", "crowd")}
         targets[1] |= {"polygons": targets[1]["polygons"].select([])}
@@ -65,13 +66,16 @@ def take_a_step():
     mine = [share(items, rank(), world_size()) for items in (images, targets)]
     draws = samples.draws((0, 1)).part(rank(), world_size())
     losses = backward(learner, *mine, batch=2, draws=draws)
-    if is_first():
-        torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, out)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 with joined(timeout=2):
-    take_a_step()
+    cases = [("gn", False), ("syncbn", False), ("syncbn", True), ("bn", False)]
+    gradients = {case: take_a_step(*case) for case in cases}
+    if is_first():
+        torch.save(gradients, out)
 """
+Gradients = dict[tuple[str, bool], dict[str, torch.Tensor]]
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -79,23 +83,31 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(((a[name] - b[name]).abs().max() / a[name].abs().max().clamp(min=1e-9)).item() for name in a)
 
 
-@pytest.mark.parametrize(
-    ("norm", "emptied", "least", "most"),
-    [("gn", "no", 0, 1e-9), ("syncbn", "no", 0, 1e-9), ("syncbn", "yes", 0, 1e-9), ("bn", "no", 1e-3, 1e9)],
-)
-def test_two_processes_have_the_gradient_of_one(
-    sample_data: Callable[[str], Path], tmp_path: Path, norm: str, emptied: str, least: float, most: float
-) -> None:
-    """Two photographs of different size, in the last case one without objects: SyncBN in a head without regions."""
+@pytest.fixture(scope="module")
+def steps(sample_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[Gradients]:
+    """The gradients of a step with two photographs of different size: of one process, and of two."""
     source = sample_data("coco_mini_by") / "annotations" / "instances_train2017.json"
-    (tmp_path / "step.py").write_text(STEP)
-    gradients = []
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "step.py").write_text(STEP)
+    found = []
     for start in ([sys.executable], TORCHRUN):
-        words = [*start, str(tmp_path / "step.py"), str(source), norm, emptied, str(tmp_path / "gradient.pt")]
+        words = [*start, str(folder / "step.py"), str(source), str(folder / "gradients.pt")]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
-        gradients.append(torch.load(tmp_path / "gradient.pt", weights_only=True))
-    assert least <= difference(*gradients) <= most
+        found.append(torch.load(folder / "gradients.pt", weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("norm", "emptied", "least", "most"),
+    [("gn", False, 0, 1e-9), ("syncbn", False, 0, 1e-9), ("syncbn", True, 0, 1e-9), ("bn", False, 1e-3, 1e9)],
+)
+def test_two_processes_have_the_gradient_of_one(
+    steps: list[Gradients], norm: str, emptied: bool, least: float, most: float
+) -> None:
+    """Where emptied, one photograph is without objects: SyncBN in a head without regions."""
+    one, two = (gradients[norm, emptied] for gradients in steps)
+    assert least <= difference(one, two) <= most
 
 
 @pytest.fixture(scope="module")
@@ -149,75 +161,82 @@ def test_one_process_is_killed_and_all_go_on(of_two: Path, scenes: Path, tmp_pat
     assert differences(out / "2x", of_two) == []
 
 
-def by_hand(words: list[str], ranks: list[dict[str, str]]) -> list[subprocess.Popen[str]]:
-    """Start processes as torchrun would, with an environment for each."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def environments(many: int) -> list[dict[str, str]]:
+    """What torchrun gives to each of some processes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(many), "LOCAL_WORLD_SIZE": str(many)}
+    return [os.environ | ONE_THREAD | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(many)]
+
+
+def by_hand(words: list[str]) -> list[subprocess.Popen[str]]:
+    """Start two processes as torchrun would."""
     return [
-        subprocess.Popen(
-            words, env=os.environ | place | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ranks
+        subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for environment in environments(2)
     ]
 
 
-PAIR = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for r in range(2)]
+def pair(*words: object, own: Sequence[Sequence[object]] = ((), ())) -> list[Done]:
+    """A command in two processes, perhaps with more words of each one's own."""
+    started = [
+        Started([*words, *more], environment=environment)
+        for environment, more in zip(environments(2), own, strict=True)
+    ]
+    return [process.ended(100) for process in started]
 
 
-def alone_and_in_pair(name: str, *words: object, out: Path) -> list[str]:
+def alone_and_in_pair(name: str, *words: object, out: Path) -> tuple[str, str]:
     """What a command says as one process, and as two of which the second says nothing; files in out/1 and out/2."""
-    line, ranks = [str(Path(sys.executable).parent / name), *map(str, words)], (PAIR, [{"OMP_NUM_THREADS": "1"}])
-    said = []
-    for many in ranks:
-        folder = str(out / str(len(many)))
-        processes = by_hand([*line, "--out", folder], [{"OMP_NUM_THREADS": "1"} | rank for rank in many])
-        told = [process.communicate(timeout=100) for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(many), told
-        assert [both for both in told[1:] if both != ("", "")] == []
-        said.append(told[0][0].replace(folder, "OUT"))
-    return said
+    line = [COMMAND.with_name(name), *words, "--out"]
+    alone = launch([*line, out / "1"], timeout=100, environment=os.environ | ONE_THREAD)
+    first, second = pair(*line, out / "2")
+    assert [done.returncode for done in (alone, first, second)] == [0, 0, 0], (alone, first, second)
+    assert (second.stdout, second.stderr) == ("", "")
+    return alone.stdout.replace(str(out / "1"), "OUT"), first.stdout.replace(str(out / "2"), "OUT")
 
 
 def test_two_processes_evaluate_a_run_as_one_does(of_two: Path, scenes: Path, tmp_path: Path) -> None:
     """Figures, detections and pictures equal to the bit; written and said once."""
     here = ["--device", "cpu"]
-    pair, alone = alone_and_in_pair(
+    alone, two = alone_and_in_pair(
         "rethink_eval", of_two, "--data", scenes, *here, "--workers", 0, "--submission", "us", out=tmp_path / "eval"
     )
-    assert pair == alone and pair.count("box  ap") == 1 and pair.count("OUT/detections.json") == 1
+    assert two == alone and two.count("box  ap") == 1 and two.count("OUT/detections.json") == 1
     for name in ("detections.json", "config.json"):
         one, two = ((tmp_path / "eval" / number / name).read_bytes() for number in "12")
         assert one == two and len(one) > 100, name
     assert len(json.loads((tmp_path / "eval" / "2" / "detections.json").read_text())) > 5
     photos = sorted((scenes / "val").iterdir())[:3]
-    pair, alone = alone_and_in_pair(
+    alone, two = alone_and_in_pair(
         "rethink_detect", of_two, *photos, "--score", 0.1, *here, "--augmented", out=tmp_path / "seen"
     )
-    assert pair == alone and "in 3 images" in pair
+    assert two == alone and "in 3 images" in two
     seen = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (tmp_path / "seen").iterdir()]
     assert seen[0] == seen[1] and sum(path.suffix == ".png" for path in seen[0]) == 3
     existing = tmp_path / "eval" / "1" / "detections.json"
     words = ["--annotations", scenes / "annotations" / "instances_val.json", "--detections", existing]
-    pair, alone = alone_and_in_pair("rethink_eval", *words, out=tmp_path / "none")
-    assert pair == alone and pair.count("box  ap") == 1
+    alone, two = alone_and_in_pair("rethink_eval", *words, out=tmp_path / "none")
+    assert two == alone and two.count("box  ap") == 1
 
 
 def test_a_fault_in_an_evaluation_is_told_once(of_two: Path, scenes: Path, tmp_path: Path) -> None:
-    words = [str(COMMAND.with_name("rethink_eval")), str(of_two), "--device", "cpu", "--out", str(tmp_path / "out")]
+    words = [COMMAND.with_name("rethink_eval"), of_two, "--device", "cpu", "--out", tmp_path / "out"]
     for more, message in (
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--data", str(scenes), "--timeout", "0"], "takes minutes, above 0"),
-        (["--val", str(tmp_path / "other.json")], "its categories are not those"),
+        (["--data", scenes, "--timeout", "0"], "takes minutes, above 0"),
+        (["--val", tmp_path / "other.json"], "its categories are not those"),
     ):
         content = json.loads((scenes / "annotations" / "instances_val.json").read_text())
         content["categories"][0]["name"] = "potato"
         (tmp_path / "other.json").write_text(json.dumps(content))
-        pair = by_hand([*words, *more, "--images", str(scenes / "val")], PAIR)
-        said = [process.communicate(timeout=100)[1] for process in pair]
-        assert [process.returncode for process in pair] == [2, 2], said
-        assert "".join(said).count("\n") == 1 and message in "".join(said), said
+        both = pair(*words, *more, "--images", scenes / "val")
+        said = "".join(done.stderr for done in both)
+        assert [done.returncode for done in both] == [2, 2] and said.count("\n") == 1 and message in said, both
 
 
 OBJECTS = """
@@ -238,8 +257,7 @@ os._exit(0)  # the fake group does not end well
 def test_objects_go_over_the_backend_of_the_cpu(tmp_path: Path) -> None:
     """In a group like that of a job on GPUs, whose other backend moves nothing; the list reaches the first alone."""
     (tmp_path / "objects.py").write_text(OBJECTS)
-    pair = by_hand([sys.executable, str(tmp_path / "objects.py")], PAIR)
-    said = [process.communicate(timeout=60) for process in pair]
+    said = [process.communicate(timeout=60) for process in by_hand([sys.executable, str(tmp_path / "objects.py")])]
     assert said[0][0] == "[{'rank': 0}, {'rank': 1}] [0, 1] all\n", said
     assert said[1][0] == "[] [0, 1] all\n", said
 
@@ -272,8 +290,7 @@ with only, patch.object(dist, "init_process_group", lambda backend, **place: (pr
 def test_each_process_sees_one_gpu(tmp_path: Path, second: str, end: str) -> None:
     """As with SLURM's --gpus-per-task=1: each takes the one that it sees, unless it is the same for both."""
     (tmp_path / "gpus.py").write_text(GPUS)
-    pair = by_hand([sys.executable, str(tmp_path / "gpus.py"), "GPU-a", second], PAIR)
-    for process in pair:
+    for process in by_hand([sys.executable, str(tmp_path / "gpus.py"), "GPU-a", second]):
         said = process.communicate(timeout=60)
         assert said[0].startswith(f"cuda:0\ncpu:gloo,cuda:nccl\n{end}"), said
 
@@ -321,22 +338,22 @@ with (
 def test_a_process_whose_gpu_is_full_does_not_wait_for_the_others(tmp_path: Path) -> None:
     """Its farewell would be heard only when they leave too; a fault that all know of ends in good order."""
     (tmp_path / "full.py").write_text(FULL)
-    first, second = by_hand([sys.executable, str(tmp_path / "full.py"), "one"], PAIR)
+    first, second = by_hand([sys.executable, str(tmp_path / "full.py"), "one"])
     said = second.communicate(timeout=60)[1]
     assert second.returncode == 2 and said.startswith("command: CUDA out of memory. Tried to allocate 2.00 GiB; take a")
     assert first.poll() is None
     first.kill()
     first.communicate()
-    pair = by_hand([sys.executable, str(tmp_path / "full.py"), "both"], PAIR)
-    told = [process.communicate(timeout=60)[1] for process in pair]
-    assert [process.returncode for process in pair] == [2, 2] and told == ["command: a.json: no such file\n", ""], told
+    both = by_hand([sys.executable, str(tmp_path / "full.py"), "both"])
+    told = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2] and told == ["command: a.json: no such file\n", ""], told
 
 
 def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -> None:
     """The other one does not wait longer than it was told."""
     out = tmp_path / "out"
     words = [str(COMMAND), "--data", str(scenes), "--out", str(out), *SIZE, *LENGTH, "--unit", "500"]
-    first, second = by_hand([*words, "--timeout", "0.2"], PAIR)
+    first, second = by_hand([*words, "--timeout", "0.2"])
     try:
         while first.poll() is None and not checkpoints_of(out / "2x"):
             time.sleep(0.02)
@@ -349,20 +366,28 @@ def test_a_process_that_hangs_ends_with_an_error(scenes: Path, tmp_path: Path) -
         second.wait()
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+def finished(both: Sequence[subprocess.Popen[str]]) -> list[Done]:
+    """What processes that were started by hand have said, at their end."""
+    said = [process.communicate(timeout=100) for process in both]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(both, said, strict=True)
+    ]
+
+
+def ends(both: Sequence[Done]) -> tuple[list[int], list[str]]:
     """The exit statuses of processes, and the lines of all that begin with the command's name."""
-    said = [process.communicate(timeout=100)[1] for process in processes]
-    lines = [line for text in said for line in text.splitlines() if line.startswith("rethink_train:")]
-    return [process.returncode for process in processes], lines
+    lines = [line for done in both for line in done.stderr.splitlines() if line.startswith("rethink_train:")]
+    return [done.returncode for done in both], lines
 
 
 def test_wrong_launches_end_with_one_message(scenes: Path, tmp_path: Path) -> None:
-    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH]
-    statuses, lines = ends(by_hand(words, [{"RANK": "1"}]))
+    words = [COMMAND, "--data", scenes, "--out", tmp_path / "out", *SIZE, *LENGTH]
+    statuses, lines = ends([launch(words, environment=os.environ | {"RANK": "1"}, timeout=100)])
     assert statuses == [2] and "RANK is set but not WORLD_SIZE" in lines[0]
-    statuses, lines = ends(by_hand([*words, "--batch", "1"], PAIR))
+    statuses, lines = ends(pair(*words, "--batch", 1))
     assert statuses == [2, 2] and len(lines) == 1 and "some would have no image to look at" in lines[0], lines
-    statuses, lines = ends(by_hand([*words, "--data", "nowhere"], PAIR))
+    statuses, lines = ends(pair(*words, "--data", "nowhere"))
     assert statuses == [2, 2] and len(lines) == 1 and "nowhere: no such folder" in lines[0], lines
 
 
@@ -373,14 +398,13 @@ def test_a_fault_of_one_is_told_once(scenes: Path, tmp_path: Path) -> None:
     for image in (data / "train").iterdir():
         if image.name in ("000003.png", "000008.png"):
             image.write_bytes(b"no image")
-    words = [str(COMMAND), "--data", str(data), "--out", str(tmp_path / "one"), *SIZE, *LENGTH]
-    statuses, lines = ends(by_hand(words, PAIR))
+    statuses, lines = ends(pair(COMMAND, "--data", data, "--out", tmp_path / "one", *SIZE, *LENGTH))
     assert statuses == [2, 2] and len(lines) == 1 and ".png: cannot be read" in lines[0], lines
 
     script = tmp_path / "start.sh"
     words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "two"), *SIZE, *LENGTH]
     script.write_text(f'[ "$RANK" = 1 ] || ulimit -f 100\nexec {" ".join(words)}\n')
-    statuses, lines = ends(by_hand(["bash", str(script)], PAIR))
+    statuses, lines = ends(finished(by_hand(["bash", str(script)])))
     assert statuses == [1, 1] and len(lines) == 1 and "could not be written" in lines[0], lines
 
 
@@ -390,28 +414,26 @@ def test_both_processes_are_asked_to_stop(tmp_path: Path) -> None:
     words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH, "--resume"]
     for _ in range(3):  # every second iteration is followed by an evaluation
         before = checkpoints_of(tmp_path / "out" / "2x")[-1:]
-        pair = by_hand([*words, "--unit", "9"], PAIR)
-        while pair[0].poll() is None and checkpoints_of(tmp_path / "out" / "2x")[-1:] == before:
+        both = by_hand([*words, "--unit", "9"])
+        while both[0].poll() is None and checkpoints_of(tmp_path / "out" / "2x")[-1:] == before:
             time.sleep(0.02)
-        for process in pair:
+        for process in both:
             process.send_signal(signal.SIGTERM)
-        statuses, lines = ends(pair)
+        statuses, lines = ends(finished(both))
         assert statuses == [75, 75] and len(lines) == 1 and "stopped" in lines[0], lines
 
 
 def test_a_dry_run_of_two_processes() -> None:
-    pair = by_hand([str(COMMAND), "--dry-run", *SIZE, *LENGTH], PAIR)
-    said = [process.communicate(timeout=100) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], said
-    assert "30 iterations, 4 images each" in said[0][0] and said[1][0] == ""
+    first, second = pair(COMMAND, "--dry-run", *SIZE, *LENGTH)
+    assert (first.returncode, second.returncode) == (0, 0), (first, second)
+    assert "30 iterations, 4 images each" in first.stdout and second.stdout == ""
 
 
 def test_more_processes_than_images_and_uneven_shares(tmp_path: Path) -> None:
     """One image to evaluate on, five an iteration to train on."""
     scenes = write_scenes(tmp_path / "scenes", train=12, val=1)
-    words = [str(COMMAND), "--data", str(scenes), "--out", str(tmp_path / "out"), *SIZE, *LENGTH, "--batch", "5"]
-    statuses, lines = ends(by_hand(words, PAIR))
-    assert (statuses, lines) == ([0, 0], [])
+    both = pair(COMMAND, "--data", scenes, "--out", tmp_path / "out", *SIZE, *LENGTH, "--batch", 5)
+    assert ends(both) == ([0, 0], [])
     assert json.loads((tmp_path / "out" / "2x" / "results.json").read_text())["images"] == 5 * 30
 
 
@@ -474,18 +496,13 @@ def test_a_bad_loss_in_one_process_is_skipped_by_both(tmp_path: Path) -> None:
 
 def test_a_process_that_sees_other_data(scenes: Path, tmp_path: Path) -> None:
     other = write_scenes(tmp_path / "other", train=12, val=5, seed=1)
-    words = [str(COMMAND), "--out", str(tmp_path / "out"), *SIZE, *LENGTH]
-    os.symlink(scenes, tmp_path / "data0")
-    os.symlink(other, tmp_path / "data1")
-    script = tmp_path / "start.sh"
-    script.write_text(f'exec {" ".join(words)} --data "{tmp_path}/data$RANK"\n')
-    statuses, lines = ends(by_hand(["bash", str(script)], PAIR))
+    words = [COMMAND, "--out", tmp_path / "out", *SIZE, *LENGTH]
+    statuses, lines = ends(pair(*words, own=(["--data", scenes], ["--data", other])))
     assert statuses == [2, 2] and len(lines) == 1 and "process 1 has another data set than process 0" in lines[0], lines
 
 
 def test_more_processes_than_another_count_is_refused(of_two: Path, scenes: Path) -> None:
-    words = [str(COMMAND), "--data", str(scenes), "--out", str(of_two.parent), *SIZE, *LENGTH, "--resume"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    done = launch([COMMAND, "--data", scenes, "--out", of_two.parent, *SIZE, *LENGTH, "--resume"], timeout=100)
     assert done.returncode == 2 and "processes 2, now 1" in done.stderr and "--accept processes" in done.stderr
 
 
