@@ -1,6 +1,6 @@
 """How often intervals and forecasts are right, by simulated studies and contests whose truth is known.
 
-python benchmarks/coverage.py                 2,000 studies for each of 324 conditions, six minutes; the extremes
+python benchmarks/coverage.py                 2,000 studies for each of 351 conditions, six minutes; the extremes
 python benchmarks/coverage.py --write         the same, into benchmarks/coverage.json, which chapters draw
 python benchmarks/coverage.py --studies 200   fewer
 """
@@ -32,11 +32,13 @@ LOOKS = ((3, 5), (3, 5, 8), (2, 3, 5))
 
 def single(studies: int) -> list[dict[str, Any]]:
     """Coverage, and how often a loss of the margin is missed, for each condition."""
-    rows = []
-    for runs, images, training, (within, between), shared in product(RUNS, IMAGES, TRAINING, CORRELATED, SHARED):
-        conditions = Conditions(runs, images, training, within, between, shared)
-        rows.append(asdict(conditions) | asdict(rates_of(simulate(conditions, studies))))
-    return rows
+    every = [
+        Conditions(runs, images, training, within, between, shared)
+        for runs, images, training, (within, between), shared in product(RUNS, IMAGES, TRAINING, CORRELATED, SHARED)
+    ]
+    few = [one for one in every if one.images == 200 and one.training in (1, 3, 5) and not one.shared]
+    every += [replace(one, uneven=10) for one in few]
+    return [asdict(one) | asdict(rates_of(simulate(one, studies))) for one in every]
 
 
 def looks(studies: int) -> list[dict[str, Any]]:

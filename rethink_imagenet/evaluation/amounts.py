@@ -45,12 +45,20 @@ def gaps_of(
     return found
 
 # %% ../../nbs/58_amounts.ipynb #7c62c0f5
+def _amounts_between(fewest: int, most: int) -> str:
+    "Amounts of data in words"
+    return f"{most:,} images" if fewest == most else f"{fewest:,} to {most:,} images"
+
+
 @dataclass(frozen=True)
 class Opening:
     "Between which amounts of data the gap opens"
 
     worse_up_to: int | None  # images, shown; None if at no amount
     no_worse_from: int | None  # images, shown; None if at no amount
+    fewest: int  # images that were tried
+    most: int
+    worse_with_most: bool  # shown
     about: float | None  # images at which the gap crosses minus the margin; None beyond or below all amounts
     interval: tuple[float | None, float | None]  # of it, 80 %; None below all amounts, or beyond
     margin: float  # AP
@@ -58,17 +66,24 @@ class Opening:
     @property
     def sentence(self) -> str:
         "In words"
-        worse = f"worse with {self.worse_up_to:,} images and fewer" if self.worse_up_to is not None else ""
-        fine = f"no worse with {self.no_worse_from:,} images and more" if self.no_worse_from is not None else ""
-        shown = " and ".join(filter(None, (worse, fine)))
+        up_to, again = self.worse_up_to, self.worse_with_most and self.worse_up_to != self.most
+        worse = f"worse with {_amounts_between(self.fewest, up_to)}" if up_to is not None else ""
+        most = f"worse with {self.most:,} images, the most that were tried" if again else ""
+        from_here = self.no_worse_from
+        fine = f"no worse with {_amounts_between(from_here, self.most)}" if from_here is not None else ""
+        shown = " and ".join(filter(None, (worse, most, fine)))
         if not shown:
             return "Training from scratch is shown to be worse, or no worse, at none of these amounts of data."
+        return f"Training from scratch is {shown}.{self._about}"
+
+    @property
+    def _about(self) -> str:
+        "Where the gap opens, in words; empty beyond or below all amounts"
         low, high = (f"{end:,.0f}" if end is not None else word
                      for end, word in zip(self.interval, ("fewer", "more than all"), strict=True))  # fmt: skip
-        about = (
+        return (
             f" The gap opens at about {self.about:,.0f} images (80 % interval {low} to {high})." if self.about else ""
         )
-        return f"Training from scratch is {shown}.{about}"
 
 
 _BEND = 0.7  # deviation of the logarithm of the power that bends a line between two amounts
@@ -104,7 +119,7 @@ def opening_of(
     about, low, high = (None if one in (0.0, np.inf) else one for one in at)
     return Opening(
         gaps[last_worse].images if last_worse >= 0 else None, None if shown is None else gaps[shown].images,
-        about, (low, high), margin,
+        gaps[0].images, gaps[-1].images, gaps[-1].interval[1] < -margin, about, (low, high), margin,
     )  # fmt: skip
 
 # %% ../../nbs/58_amounts.ipynb #a470cfb2

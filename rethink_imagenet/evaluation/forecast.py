@@ -198,12 +198,15 @@ class Meeting:
         "In words"
         low, high = self.interval
         if self.chance < 0.1:
-            return f"The forecast is that the curves do not meet: the gap stays beyond {self.margin:g} AP."
+            return (
+                f"The forecast is that the loss stays beyond {self.margin:g} AP up to {self.furthest:g}x; the chance "
+                f"that it does not is {'below 1' if self.chance < 0.01 else f'{100 * self.chance:.0f}'} %."
+            )
         if self.schedule is None:
             share = f"{100 * self.chance:.0f} % of what is plausible"
             return f"The forecast is that the gap closes to {self.margin:g} AP before {self.furthest:g}x in {share}."
         until = f"{high:.3g}x" if high is not None else f"more than {self.furthest:g}x"
-        close = f"the gap is less than {self.margin:g} AP at about {self.schedule:.3g}x"
+        close = f"the loss is less than {self.margin:g} AP from about {self.schedule:.3g}x"
         return f"The forecast is that {close} (80 % interval {low:.3g}x to {until})."
 
 

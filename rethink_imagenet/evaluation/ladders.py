@@ -67,7 +67,7 @@ class Best:
     second: float
     shares: tuple[dict[float, float], dict[float, float]]  # how often each schedule was best, of each arm
     difference: float  # AP of the first arm at its best minus that of the second, what choosing gains taken off
-    interval: tuple[float, float]  # for images, training and the choice
+    interval: tuple[float, float]  # for images, training and the choice; with single runs not for training
     level: float  # in 0..1
 
 
@@ -108,6 +108,11 @@ def crossing(
     return next((n for n, one in enumerate(worse) if not one), None), chain if chain < len(fine) else None
 
 # %% ../../nbs/56_ladders.ipynb #ba5f7cad
+def _up_to(first: float, longest: float) -> str:
+    "The schedules from one to the longest that was tried"
+    return f"at {longest:g}x" if first == longest else f"from {first:g}x to {longest:g}x"
+
+
 @dataclass(frozen=True)
 class CaughtUp:
     "From which schedule on an arm is no worse than the other at its best"
@@ -122,20 +127,16 @@ class CaughtUp:
     @property
     def sentence(self) -> str:
         "In words, for an arm from scratch against one with pre-training"
-        longest = self.differences[-1][0]
-        if self.earliest is None:
-            return (
-                f"Training from scratch has not caught up: it is still worse at {longest:g}x than "
-                f"pre-training at its best ({self.best:g}x)."
-            )
+        (longest, *_, high), best = self.differences[-1], f"pre-training at its best ({self.best:g}x)"
+        if high < -self.margin:
+            between = f" At {self.earliest:g}x it is not shown to be." if self.earliest is not None else ""
+            return f"Training from scratch has not caught up: it is worse at {longest:g}x than {best}.{between}"
+        assert self.earliest is not None
+        earliest = _up_to(self.earliest, longest)
         if self.shown is None:
-            after = (
-                f"at {self.earliest:g}x" if self.earliest == longest else f"between {self.earliest:g}x and {longest:g}x"
-            )
-            return f"Training from scratch may have caught up {after}, but that is not shown up to {longest:g}x."
-        best = f"pre-training at its best ({self.best:g}x)"
-        shown = f"Training from scratch is no worse than {best} from {self.shown:g}x on"
-        return f"{shown}." if self.earliest == self.shown else f"{shown}, perhaps from {self.earliest:g}x on."
+            return f"Training from scratch may have caught up {earliest}, but that is not shown up to {longest:g}x."
+        shown = f"Training from scratch is no worse than {best} {_up_to(self.shown, longest)}"
+        return f"{shown}." if self.earliest == self.shown else f"{shown}, perhaps {earliest}."
 
 
 def caught_up(

@@ -348,8 +348,10 @@ def _covered(runs: tuple[int, int]) -> str:
 FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
 
 
-def _few(images: int | None) -> str:
-    "What a small number of images does to the interval; empty where there are enough"
+def few_images(
+    images: int | None,  # evaluated on; None if not known
+) -> str:
+    "What a small number of images does to an interval; empty where there are enough"
     few = images is not None and images < FEW_IMAGES
     return f" {images} images are few: the interval is too narrow." if few else ""
 
@@ -378,7 +380,7 @@ def verdict(
     if not margin > 0 or not low <= high:
         raise ValueError(f"no verdict from the margin {margin} and the interval {interval}")
     word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
-    shown = f"{_shown(word, low, high, margin)} {_covered(runs)}{_few(images)}"
+    shown = f"{_shown(word, low, high, margin)} {_covered(runs)}{few_images(images)}"
     if images == 1:
         word, shown = "undecided", "Shown: nothing. One image says nothing about others."
     said = f"{arms[0]} against {arms[1]}: {word} {_figures(difference, interval, margin, images, what, level)}."
@@ -397,16 +399,17 @@ def verdict_of(
     margin: float = MARGIN,  # AP, > 0; a smaller loss does not matter
     what: str = "box AP",  # that differs
     arms: tuple[str, str] = ("Training from random initialization", "pre-training"),  # as the statement calls them
-    unlearned: Sequence[str] = (),  # of `arms`, those that have learned nothing
+    unlearned: Sequence[str] = (),  # of `arms`, those that are not shown to have learned
 ) -> Verdict:
-    "The verdict on a difference, with what was compared, the number of the look, and arms that have learned nothing"
+    "The verdict on a difference, with what was compared, the number of the look, and arms not shown to have learned"
     parts = found.difference, found.interval, margin
     if unlearned:
         figures = _figures(*parts, found.images, what, found.level)
         named = " and ".join(unlearned)
         lost = f"{arms[0]} against {arms[1]}: nothing learned {figures}."
         shown = (
-            f"Not learned to detect: {named}. A detector that has never seen an image does as well, within the margin."
+            f"Not shown to have learned to detect: {named}. That would take an AP above that of a detector that has "
+            "never seen an image, by more than the margin."
         )
         return Verdict("nothing learned", lost, shown, margin)
     said = verdict(*parts, found.runs, found.images, what, arms, found.level)

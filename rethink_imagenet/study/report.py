@@ -159,7 +159,7 @@ def difference_plot(
     figure = Figure(figsize=(7, 0.9 + 0.5 * len(found)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
-    ax.axvspan(-margin, margin, color="0.9", label=f"margin {margin:g}")
+    ax.axvspan(-margin, 0, color="0.9", label=f"margin {margin:g}")
     ax.axvline(0, color="black", lw=0.8)
     for row, one in enumerate(found):
         ax.plot(one["interval"], [row, row], color=COLOURS["scratch"], lw=2)
@@ -677,8 +677,8 @@ def advice_of(
         "the gap depends on them.",
     }[None if meet is None else meet > 0.5]
     said = {
-        "nothing learned": "An arm has not learned to detect, so there is nothing to compare yet. Look at the data "
-        "with rethink_data, and train on a longer schedule (--schedules).",
+        "nothing learned": "An arm is not shown to have learned to detect, so there is nothing to compare yet. "
+        "Look at the data with rethink_data, and train on a longer schedule (--schedules).",
         "not judged": "A loss was not finite too often. A lower --rate is the first thing to try.",
         "better": "For these data and this schedule, training from scratch is better; pre-training can be left out.",
         "no worse": "For these data and this schedule, pre-training can be left out, within the margin.",
@@ -686,7 +686,10 @@ def advice_of(
         "training, more images to evaluate on the part that comes from images.",
         "worse": f"Keep pre-training at this schedule. {longer}",
     }[word]  # fmt: skip
-    alone = " One run of each arm says nothing about the chance in training: --seeds 3 --resume adds two."
+    alone = (
+        " One run of each arm says nothing about the chance in training: --seeds 3 --resume adds two. The interval of "
+        "a second look has a higher level, so three seeds from the start would give a narrower one."
+    )
     return said if several else f"{said}{alone}"
 
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled', 'resampled_of',
-           'difference_of', 'blind_ap', 'unlearned_in', 'Judgement', 'no_verdict', 'judge', 'Cost', 'costs_of',
-           'SystemCourse', 'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude', 'carry_out', 'compare']
+           'difference_of', 'boxes_of', 'blind_ap', 'unlearned_in', 'Judgement', 'no_verdict', 'judge', 'Cost',
+           'costs_of', 'SystemCourse', 'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude',
+           'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from rethink_imagenet.evaluation.resampling import (
     MARGIN,
     Difference,
     difference_between,
+    few_images,
     resampled_runs,
     verdict_of,
 )
@@ -164,6 +167,13 @@ def difference_of(
     return difference_between(first, second, resampled.kind, resampled.images, KINDS[resampled.kind][1], look)
 
 # %% ../../nbs/64_verdicts.ipynb #e55b775d
+def boxes_of(
+    rows: list[Row],  # of a system
+) -> Kind:
+    "The kind of AP by which it is told whether an arm has learned: of boxes, as the system was evaluated"
+    return "voc" if any(ap_of(row, "box") is None for row in rows) else "box"
+
+
 def blind_ap(
     study: Study,  # that was carried out
     rows: list[Row],  # of a system
@@ -259,7 +269,7 @@ def judge(
     runs: dict[str, RunResults],  # by folder
     pretraining: PretrainingCost,  # of the pre-trained arm
     margin: float = MARGIN,  # AP; a smaller loss does not matter
-    unlearned: Sequence[str] = (),  # arms that have learned nothing
+    unlearned: Sequence[str] = (),  # arms that are not shown to have learned
 ) -> Judgement:
     "What a difference shows about training from random initialization"
     first, kind = pair["scratch"][0], cast(Kind, difference.kind)
@@ -367,7 +377,7 @@ def details_of(
 
 
 def _has_learned(rows: list[Row], lost: set[tuple[str, bool]]) -> bool:
-    "Whether an arm has learned to detect on its longest schedule; without rows it has not"
+    "Whether an arm is shown to have learned to detect on its longest schedule; without rows it is not"
     longest = max((row["schedule"] for row in rows), default=0.0)
     return any(_key(row) not in lost for row in rows if row["schedule"] == longest)
 
@@ -384,7 +394,7 @@ def _courses(
             ladders = [resampled.ladder(arm) for arm in arms]
             course = course_of(ladders[0], ladders[1], margin, level_at_look(look))
         if course is not None:
-            empty = "The pre-trained arm has not learned to detect, so its schedules tell nothing."
+            empty = "The pre-trained arm is not shown to have learned to detect, so its schedules tell nothing."
             told = course.statement if _has_learned(arms[1], lost) else empty
             what = {"system": own[0]["system"], "images_of": own[0]["images_of"], "kind": resampled.kind}
             found.append(cast(SystemCourse, what | {"course": asdict(course), "statement": told}))
@@ -412,9 +422,9 @@ def _amounts(
     empty = [f"{pair['scratch'][0]['images_of']:,}" for pair in pairs if not _has_learned(pair["pretrained"], lost)]
     told = amounts.statement
     if len(empty) == len(pairs):
-        told = "The pre-trained arm has learned to detect on no amount of data, so the gaps tell nothing."
+        told = "The pre-trained arm is on no amount of data shown to have learned to detect, so the gaps tell nothing."
     elif empty:
-        told += f" On {', '.join(empty)} images the pre-trained arm has not learned to detect."
+        told += f" On {', '.join(empty)} images the pre-trained arm is not shown to have learned to detect."
     return [cast(SystemAmounts, what | {"amounts": asdict(amounts), "statement": told})]
 
 # %% ../../nbs/64_verdicts.ipynb #fe9d88a9
@@ -437,6 +447,7 @@ class StudyResults(TypedDict):
     data: list[str]  # what was trained and evaluated on, in sentences
     shared: int  # images evaluated on that are trained on as well
     margin: float  # AP; a smaller loss does not matter
+    margins: list[float]  # with which the study was judged, the last one now
     looks: list[int]  # how many seeds there were each time that the study was judged
     versions: dict[str, str]
     command: str  # that was typed
@@ -475,9 +486,20 @@ class _Judge:
                 found.append(judge(pair, difference, self.runs, before, self.margin, lost))
         return found
 
+    def guarded(self, told: str, rows: list[Row], resampled: Resampled) -> str:
+        "A statement about the schedules or the amounts of some rows, with what its intervals leave out; or why not"
+        spoiled = no_verdict(self.runs[row["folder"]] for row in rows)
+        if spoiled or resampled.images == 1:
+            return spoiled or "One image says nothing about others."
+        seeds = Counter((row["arm"], row["schedule"], row["images_of"]) for row in rows)
+        alone = " Where there is one run, an interval does not cover the chance in training." * (
+            min(seeds.values()) == 1
+        )
+        return f"{told}{alone}{few_images(resampled.images)}"
+
     def system(self, rows: list[Row], kinds: list[Kind]) -> _Findings:
         "What the runs of one system show, by each kind of AP; its ladder by the first kind"
-        boxes: Kind = "voc" if any(ap_of(row, "box") is None for row in rows) else "box"
+        boxes = boxes_of(rows)
         of = {kind: [row for row in rows if ap_of(row, kind) is not None] for kind in [*kinds, boxes]}
         resampled = {kind: resampled_of(some, self.runs, kind) for kind, some in of.items() if some}
         lost = unlearned_in(rows, resampled[boxes], blind_ap(self.study, rows, boxes), self.margin)
@@ -489,6 +511,11 @@ class _Judge:
         some, first, rules = of[kinds[0]], resampled[kinds[0]], (self.margin, self.look)
         ends = longest_of(some)
         courses, amounts = _courses(some, first, *rules, lost), _amounts(self.study, ends, first, *rules, lost)
+        for course in courses:
+            own = [row for row in some if row["images_of"] == course["images_of"]]
+            course["statement"] = self.guarded(course["statement"], own, first)
+        for one in amounts:
+            one["statement"] = self.guarded(one["statement"], some, first)
         names = self.study.arm_named(rows[0]["training"]).experiment.val_set.category_names
         details = [details_of(pair, first, names) for pair in ends if len(pair) == len(ARMS)]
         return _Findings(found, self.on(ladder_of(some), first, lost), courses, amounts, details)
@@ -539,11 +566,11 @@ def conclude(
     runs: list[RunResults],  # as `run_study` gives them
     pretraining: dict[str, PretrainingCost],  # by weights
     command: str = "",  # that was typed, for the record
-    margin: float = MARGIN,  # AP; a smaller loss does not matter
+    margins: Sequence[float] = (MARGIN,),  # AP; a smaller loss does not matter; those of earlier judgements first
     looks: Sequence[int] = (1,),  # how many seeds there were at each look, this one the last
 ) -> StudyResults:
     "What all runs show"
-    rows, run_in = rows_of(study, runs), {run["folder"]: run for run in runs}
+    rows, run_in, margin = rows_of(study, runs), {run["folder"]: run for run in runs}, margins[-1]
     place = {row["folder"]: i for i, row in enumerate(rows)}
     judge_of = _Judge(study, run_in, pretraining, margin, len(looks))
     systems: dict[str, list[Row]] = {}
@@ -554,6 +581,8 @@ def conclude(
     differences = [_beside_shorter(one, ladder) for each in found for one in each.differences]
     shared = _shared_in(study)
     cautions = list(dict.fromkeys(f"Caution: {one}." for one in shared if one.number))
+    before = " and ".join(f"{one:g}" for one in dict.fromkeys(margins[:-1]))
+    cautions += [f"Caution: this study was judged before with a margin of {before} AP."] if before else []
     differences = [{**one, "statement": " ".join([one["statement"], *cautions])} for one in differences]
     most = {system: longest_of(own)[0] for system, own in systems.items()}
     return {
@@ -567,21 +596,34 @@ def conclude(
         "pretraining": pretraining,
         "plans": {arm.name: asdict(arm.experiment.plan) for arm in study.arms}, "data": [*_origins(study), *cautions],
         "shared": max(one.number for one in shared),
-        "margin": margin, "looks": list(looks), "command": command, "tuning": None,
+        "margin": margin, "margins": list(margins), "looks": list(looks), "command": command, "tuning": None,
         "versions": {"rethink_imagenet": version("rethink_imagenet"), "code": code_digest("study.studies"),
                      **environment()},
     }  # fmt: skip
 
 # %% ../../nbs/64_verdicts.ipynb #79262bb3
+def _told_before(study: Study, what: Literal["looks", "margins"], kind: Any) -> list[Any]:
+    "A list in the judgement of a study so far; empty before the first"
+    path = study.folder / "results.json"
+    before = (read_saved(path) or {}).get(what, [])
+    if not fits(before, list[kind]):
+        raise InputError(f"{path}: is damaged (its {what}); remove it, and it will be written anew")
+    return before
+
+
 def _looks_at(study: Study) -> list[int]:
     "How many seeds there were at each look at a study so far, and now. Raises InputError where there are fewer now"
-    path, seeds = study.folder / "results.json", len({cell.seed for cell in study.cells})
-    before = (read_saved(path) or {}).get("looks", [])
-    if not fits(before, list[int]):
-        raise InputError(f"{path}: is damaged (its looks); remove it, and it will be written anew")
+    before, seeds = _told_before(study, "looks", int), len({cell.seed for cell in study.cells})
     if before and seeds < before[-1]:
+        path = study.folder / "results.json"
         raise InputError(f"{path}: was judged with {before[-1]} seeds; ask for as many or more with --seeds")
     return before if before[-1:] == [seeds] else [*before, seeds]
+
+
+def _margins_of(study: Study, margin: float) -> list[float]:
+    "The margins with which a study was judged so far, and the one of now"
+    before = _told_before(study, "margins", float)
+    return before if before[-1:] == [margin] else [*before, margin]
 
 
 def carry_out(
@@ -593,12 +635,12 @@ def carry_out(
     "Train all arms of a study and judge. Raises InputError or a RunStopped"
     with fail_together():
         begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
-        looks = _looks_at(study) if is_first() else []
+        looks, margins = (_looks_at(study), _margins_of(study, margin)) if is_first() else ([], [])
         pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     runs, results = run_study(study), None
     with fail_together():
         if is_first():
-            results = {**conclude(study, runs, pretraining, command, margin, looks), "tuning": tuning}
+            results = {**conclude(study, runs, pretraining, command, margins, looks), "tuning": tuning}
     save_json(study.folder / "results.json", results or {})
     return from_first(results)
 

@@ -59,6 +59,7 @@ from rethink_imagenet.study.verdicts import (
     ARMS,
     StudyResults,
     blind_ap,
+    boxes_of,
     conclude,
     no_verdict,
     resampled_of,
@@ -532,10 +533,11 @@ def compared(
     rows = rows_of(study, list(runs.values()))
     sides = {" ".join(side): _longest(rows, *side) for side in (one.first, one.second)}
     both = [row for side in sides.values() for row in side]
-    resampled, blind = resampled_of(both, runs, kind), blind_ap(study, both, kind)
+    resampled, boxes = resampled_of(both, runs, kind), boxes_of(both)
+    learned, blind = resampled_of(both, runs, boxes), blind_ap(study, both, boxes)
     first, second = (resampled.of(side) for side in sides.values())
     found = difference_between(first, second, kind, resampled.images, KINDS[kind][1])
-    lost = [name for name, side in sides.items() if unlearned_in(side, resampled, blind, margin)]
+    lost = [name for name, side in sides.items() if unlearned_in(side, learned, blind, margin)]
     shown = verdict_of(found, margin, KINDS[kind][0], cast(Any, tuple(sides)), lost)
     spoiled = no_verdict(runs[row["folder"]] for row in both)
     word, sentence = ("not judged", spoiled) if spoiled else (shown.word, shown.sentence)
@@ -561,7 +563,7 @@ def judged(
     runs = {name: cast(RunResults, content["run"]) for name, content in kept_runs(design, folder).items()}
     begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
     pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
-    results: Any = conclude(study, list(runs.values()), pretraining, command, design.margin)
+    results: Any = conclude(study, list(runs.values()), pretraining, command, (design.margin,))
     kind = cast(Kind, design.metric)
     more = [compared(one, study, runs, kind, design.margin) for one in design.comparisons]
     results = json.loads(json.dumps(results | {"runs": [], "comparisons": more, "design": design.digest}))
