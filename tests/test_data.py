@@ -512,6 +512,31 @@ def test_boxes_that_disagree_with_polygons_and_crowds(tmp_path: Path) -> None:
     assert view.findings[0].boxes.tolist() == [[20, 10, 12, 8]]
 
 
+def test_painted_masks_of_cvat_are_crowds_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CVAT writes a mask that was painted as an uncompressed run-length encoding with iscrowd 1."""
+    root = coco(tmp_path / "set")
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    mask = np.zeros((SEEN[1], SEEN[0]), bool)
+    mask[4:12, 6:18] = True
+    ends = np.flatnonzero(np.diff(mask.T.ravel())) + 1
+    painted = {"counts": np.diff([0, *ends, mask.size]).tolist(), "size": [SEEN[1], SEEN[0]]}
+    for record in content["annotations"]:
+        record["segmentation"] = painted
+    for number in (1, 3):
+        for record in content["annotations"][:number]:
+            record["iscrowd"] = 1
+        write(path, content)
+        status, out, err = told(capsys, cli.rethink_data, data=root, boxes_only=True)
+        if number == 1:
+            assert status == 0 and "; 1 crowds or difficult objects, which are not trained on\n" in out
+            assert len(read_coco(path).polygons or ()) == 3
+        else:
+            assert (
+                status == 2 and "all 3 objects have iscrowd 1, as CVAT writes for masks that were painted; set" in err
+            )
+
+
 def test_what_an_evaluation_would_refuse_is_refused_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A crowd whose box has no area is left out in training; masks are evaluated against it, and it has none."""
     root = coco(tmp_path / "set")

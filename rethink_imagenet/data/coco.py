@@ -608,6 +608,9 @@ def finish(
     strict: bool,  # whether what was left out is a fault
 ) -> Dataset:
     "The data set with its images without objects counted. Raises InputError if nothing is left, or by `strict`"
+    if len(dataset.boxes) and dataset.crowd.all():
+        told = f"all {len(dataset.boxes):,} objects have iscrowd 1, as CVAT writes for masks that were painted"
+        raise InputError(f"{dataset.source}: {told}; set it to 0 where a record is one object")
     if not dataset.usable.any():
         raise InputError(f"{dataset.source}: has no object to train on or to evaluate with")
     if dataset.boxes.max() <= 1 < dataset.sizes.min():

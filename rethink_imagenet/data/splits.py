@@ -408,6 +408,8 @@ def summary(
     kinds = ["boxes"] + ["masks"] * (dataset.polygons is not None) + ["keypoints"] * (dataset.keypoints is not None)
     left_out = "".join(f"; {number} {reason}" for reason, number in dataset.left_out.items())
     left_out += "".join(f"; {kind} are there and not trained" for kind in dataset.unread)
+    if ignored := int((~dataset.usable).sum()):
+        left_out += f"; {ignored:,} crowds or difficult objects, which are not trained on"
     return (
         f"{dataset.source}: {counts['images']:,} images, {counts['instances']:,} instances, "
         f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
