@@ -242,6 +242,14 @@ def roboflow(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     write(folder / "_annotations.coco.json", tables(names, categories=categories))
 
 
+def roboflow_of_one_class(root: Path, split: str, numbers: tuple[int, ...]) -> None:
+    """The group has the name of the project, which is that of the class."""
+    roboflow(root, split, numbers)
+    path = root / {"val": "valid"}.get(split, split) / "_annotations.coco.json"
+    categories = [{"id": i, "name": "valve", "supercategory": above} for i, above in enumerate(("none", "valve"))]
+    write(path, json.loads(path.read_text()) | {"categories": categories})
+
+
 def cvat(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     name = {"train": "Train", "val": "Validation"}[split]
     names = [save(root / "images" / name / f"{n}.jpg", n).name for n in numbers]
@@ -277,7 +285,7 @@ def voc_devkit(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     (root / f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt").write_text("\n".join(map(str, numbers)))
 
 
-LAYOUTS = (roboflow, cvat, label_studio, fiftyone, by_hand, voc_beside, voc_devkit)
+LAYOUTS = (roboflow, roboflow_of_one_class, cvat, label_studio, fiftyone, by_hand, voc_beside, voc_devkit)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -462,6 +470,12 @@ def test_fractions_and_twins_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="look like fractions of the sides"):
         read_splits(root)
     write(path, tables(["0.jpg"], categories=[{"id": 1, "name": "valve"}, {"id": 2, "name": "valve"}]))
+    with pytest.raises(InputError, match='two categories are called "valve"'):
+        read_splits(root)
+    group = [{"id": i, "name": "valve", "supercategory": above} for i, above in enumerate(("none", "valve"))]
+    used = tables(["0.jpg"], categories=group)
+    used["annotations"][0]["category_id"] = 0  # so it is no group
+    write(path, used)
     with pytest.raises(InputError, match='two categories are called "valve"'):
         read_splits(root)
 

@@ -422,13 +422,17 @@ def _read_categories(records: list[Any], source: Path) -> tuple[tuple[int, ...],
     ids = np.array(_column(records, "id", int, name), np.int64)
     _check_unique(ids, name)
     names = [printable(one) for one in _column(records, "name", str, name)]
+    order = np.argsort(ids).tolist()
+    return tuple(ids[order].tolist()), tuple(names[i] for i in order)
+
+
+def _check_names(names: tuple[str, ...], source: Path) -> None:
+    "Raises InputError where two categories have one name"
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise InputError(
             f'{source}: two categories are called "{twice}"; give each a name of its own, or make them one'
         )
-    order = np.argsort(ids).tolist()
-    return tuple(ids[order].tolist()), tuple(names[i] for i in order)
 
 
 def _read_skeleton(records: list[Any], source: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
@@ -575,9 +579,11 @@ def assemble(
     known = {one: label for label, one in enumerate(category_ids, 1)}
     objects = _read_all(content["annotations"], _Listed(places, sizes, known, keypoint_names, kinds), name)
     group = int(_has_group(content["categories"]) and not (objects.labels == 1).any())  # which is no category then
+    category_ids, category_names = category_ids[group:], category_names[group:]
+    _check_names(category_names, source)
     order = np.argsort(objects.image, kind="stable")
     return Dataset(
-        source, truth, folder, files, image_ids, sizes, category_ids[group:], category_names[group:],
+        source, truth, folder, files, image_ids, sizes, category_ids, category_names,
         np.searchsorted(objects.image[order], np.arange(len(image_ids) + 1)), objects.boxes[order],
         objects.labels[order] - group, objects.crowd[order], objects.difficult[order], _masks_of(objects, order, name),
         None if objects.keypoints is None else objects.keypoints[order], keypoint_names, skeleton,

@@ -30,6 +30,9 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
     return value
 
 
+_DIFFICULT = {"": 0, "0": 0, "0.0": 0, "false": 0, "unspecified": 0, "1": 1, "1.0": 1, "true": 1}
+
+
 def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     "COCO's annotation of one object, still without ids"
     name = printable((element.findtext("name") or "").strip())
@@ -37,9 +40,11 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     width, height = (stop - start + 1 if stop > start else 0.0 for start, stop in ((x1, x2), (y1, y2)))
-    difficult = (element.findtext("difficult") or "0").strip().lower() not in ("0", "false")
+    difficult = (element.findtext("difficult") or "").strip()
+    if difficult.lower() not in _DIFFICULT:
+        raise InputError(f'{where} has the mark difficult "{difficult}"; write 1 for difficult, or 0')
     box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height}
-    return {"name": name, "where": where, "iscrowd": 0, "difficult": int(difficult), **box}
+    return {"name": name, "where": where, "iscrowd": 0, "difficult": _DIFFICULT[difficult.lower()], **box}
 
 # %% ../../nbs/14_voc.ipynb #98e735bc
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
