@@ -208,6 +208,27 @@ def test_versions_of_an_image_are_told_by_their_name() -> None:
     assert len({original_name(name) for name in others}) == len(others)
 
 
+@pytest.mark.parametrize("of_cvat", [False, True])
+def test_frames_of_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str], of_cvat: bool) -> None:
+    """Those of Roboflow go to one side, and are drawn together; for CVAT's there is a caution."""
+    names = [f"frame_{n:06d}.png" if of_cvat else f"Walk{n // 4}_MP4-{n:04d}_jpg.rf.{n:032x}.png" for n in range(12)]
+    for n, name in enumerate(names):
+        save(tmp_path / "images" / name, n)
+    path = write(tmp_path / "all.json", tables(names))
+    train, val = read_splits(train=path, split=0.3)
+    assert (len(train), len(val)) == (8, 4) and of_cvat == bool(val.caution) and not train.caution
+    assert of_cvat or len({original_name(name) for name in val.file_names}) == 1
+    status, out, _ = told(capsys, cli.rethink_data, train=path, split=0.3)
+    caution = "caution: these look like frames of a video; name a val set of other videos"
+    assert status == 0 and out.count(caution) == of_cvat and "trained on as well" not in out
+    one = [name.replace("Walk1", "Walk0").replace("Walk2", "Walk0") for name in names]
+    if not of_cvat:
+        with pytest.raises(InputError, match=r"its 12 images back, which are versions or frames of 1 by their names"):
+            hold_back(replace(read_coco(path), file_names=np.array(one)), 0.3)
+        parts = replace(train, file_names=np.array(one[:8])), replace(val, file_names=np.array(one[8:]))
+        assert len(shared_images(*parts).pairs["frames of one video"]) == 4
+
+
 def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
     names = [f"case{n // 2}/axial{'_aug1' * (n % 2)}.png" for n in range(10)]
     for n, name in enumerate(names):
@@ -222,7 +243,7 @@ def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
     ]
     assert len(shared_images(*leak).pairs["versions by name"]) == 1
     one = replace(dataset, file_names=np.array([f"a_aug_{n}.png" for n in range(10)]))
-    with pytest.raises(InputError, match=r"of its 10 images back, which are versions of 1 by their names"):
+    with pytest.raises(InputError, match=r"of its 10 images back, which are versions or frames of 1 by their names"):
         hold_back(one, 0.2)
 
 

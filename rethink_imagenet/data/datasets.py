@@ -149,6 +149,7 @@ class Dataset:
     skeleton: tuple[tuple[int, int], ...]  # limbs to draw: pairs of keypoints, counted from 1
     left_out: dict[str, int]  # how many records were left out, by reason
     unread: tuple[str, ...] = ()  # kinds of annotations that are there and were not asked for: masks, keypoints
+    caution: str = ""  # about how its images were chosen, where there is reason for one
 
     def __len__(self) -> int:
         return len(self.image_ids)
