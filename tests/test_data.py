@@ -20,7 +20,15 @@ from PIL import Image
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.images import load_image, look_at_files, read_header, read_image_files, read_upright
 from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
-from rethink_imagenet.data.splits import hold_back, original_name, read_splits, select, shared_images, versions_of
+from rethink_imagenet.data.splits import (
+    hold_back,
+    original_name,
+    read_split,
+    read_splits,
+    select,
+    shared_images,
+    versions_of,
+)
 from rethink_imagenet.data.transforms import flip, read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.errors import InputError
@@ -545,6 +553,26 @@ def test_boxes_that_disagree_with_polygons_and_crowds(tmp_path: Path) -> None:
     lines = [finding.told for finding in view.findings]
     assert lines[0] == "boxes that disagree with their polygons: 1" and lines[-1].startswith("crowds, difficult")
     assert view.findings[0].boxes.tolist() == [[20, 10, 12, 8]]
+
+
+@pytest.mark.parametrize("voc", [False, True])
+def test_rotated_boxes_are_told(tmp_path: Path, voc: bool) -> None:
+    """CVAT exports the box before it was turned, and the angle beside it."""
+    name = save(tmp_path / "0.jpg").name
+    if voc:
+        angle = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+        first, last = voc_xml(name).replace("</object>", angle.format("45.0")).split("</annotation>")
+        other = first[first.index("<object>") :].replace("45.0", "0.0").replace("<xmin>7<", "<xmin>8<")
+        (tmp_path / "0.xml").write_text(f"{first}{other}</annotation>{last}")
+        dataset = read_split(tmp_path)
+    else:
+        content = tables([name], [BOX, [20, 4, 12, 8]])
+        for record, rotation in zip(content["annotations"], (45.0, 0.0), strict=True):
+            record["attributes"] = {"occluded": False, "rotation": rotation}
+        dataset = read_coco(write(tmp_path / "all.json", content))
+    (finding,) = look_at(dataset).findings
+    assert finding.told == "boxes that are rotated in the tool, read as if they were not: 1"
+    assert finding.boxes.tolist() == [BOX]
 
 
 def test_painted_masks_of_cvat_are_crowds_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

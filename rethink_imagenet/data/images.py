@@ -123,9 +123,14 @@ def _orientation(image: Image.Image) -> int:
     return told if type(told) is int and told in _UPRIGHT else 1
 
 
+_BITS = 258  # the tag of TIFF that has the bits of each channel
+
+
 def _is_deep(image: Image.Image) -> bool:
     "Whether the file has more than 8 bits a channel, which Pillow cuts off in colour images without a word"
     if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "TIFF" and max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:  # one channel after the other
         return True
     told = repr([tile[3] for tile in getattr(image, "tile", [])])
     if image.format == "PPM":

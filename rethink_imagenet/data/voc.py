@@ -6,6 +6,7 @@
 __all__ = ['read_voc']
 
 # %% ../../nbs/14_voc.ipynb #763de3d0
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,14 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
 _DIFFICULT = {"": 0, "0": 0, "0.0": 0, "false": 0, "unspecified": 0, "1": 1, "1.0": 1, "true": 1}
 
 
+def _rotation(element: ElementTree.Element) -> dict[str, Any]:
+    "The angle by which a box was turned in CVAT, as COCO's export has it; nothing where there is none"
+    told = {each.findtext("name"): each.findtext("value") for each in element.iter("attribute")}
+    with contextlib.suppress(ValueError):
+        return {"attributes": {"rotation": float(told.get("rotation") or "")}}
+    return {}
+
+
 def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     "COCO's annotation of one object, still without ids"
     name = printable((element.findtext("name") or "").strip())
@@ -44,7 +53,14 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     if difficult.lower() not in _DIFFICULT:
         raise InputError(f'{where} has the mark difficult "{difficult}"; write 1 for difficult, or 0')
     box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height}
-    return {"name": name, "where": where, "iscrowd": 0, "difficult": _DIFFICULT[difficult.lower()], **box}
+    return {
+        "name": name,
+        "where": where,
+        "iscrowd": 0,
+        "difficult": _DIFFICULT[difficult.lower()],
+        **box,
+        **_rotation(element),
+    }
 
 # %% ../../nbs/14_voc.ipynb #98e735bc
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
