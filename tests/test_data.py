@@ -290,6 +290,16 @@ def label_studio(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     write(root / split / "result.json", tables(names))
 
 
+def label_studio_elsewhere(root: Path, split: str, numbers: tuple[int, ...]) -> None:
+    """Newer versions name the files of the server, in Windows' way."""
+    label_studio(root, split, numbers)
+    path = root / split / "result.json"
+    content = json.loads(path.read_text())
+    for record in content["images"]:
+        record["file_name"] = record["file_name"].replace("images\\", "..\\..\\label-studio\\media\\upload\\4\\")
+    write(path, content)
+
+
 def fiftyone(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     folder = root / {"val": "validation"}.get(split, split)
     write(folder / "labels.json", tables([save(folder / "data" / f"{n}.jpg", n).name for n in numbers]))
@@ -314,7 +324,17 @@ def voc_devkit(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     (root / f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt").write_text("\n".join(map(str, numbers)))
 
 
-LAYOUTS = (roboflow, roboflow_of_one_class, cvat, label_studio, fiftyone, by_hand, voc_beside, voc_devkit)
+LAYOUTS = (
+    roboflow,
+    roboflow_of_one_class,
+    cvat,
+    label_studio,
+    label_studio_elsewhere,
+    fiftyone,
+    by_hand,
+    voc_beside,
+    voc_devkit,
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -391,9 +411,13 @@ def test_names_of_files_in_other_spellings(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             read_coco(path, tmp_path / "images")
         assert (f"nearest: {near};" in str(caught.value)) == bool(near)
-    write(path, tables(["..\\a.jpg"]))
-    with pytest.raises(InputError, match="leaves the folder of images"):
-        read_coco(path, tmp_path / "images")
+    for far in ("..\\a.jpg", "/data/upload/1/a.jpg", "..\\..\\label-studio\\media\\upload\\4\\a.jpg", "C:\\a.jpg"):
+        assert read_coco(write(path, tables([far]))).file_names.tolist() == ["A.JPG"]
+    save(tmp_path / "images/deep/a.jpg")
+    for far in ("..\\a.jpg", "../none.jpg", "\\\\host\\share\\a.jpg", str(tmp_path / "images/A.JPG")):
+        write(path, tables([far]))
+        with pytest.raises(InputError, match=r"leaves the folder of images, and its last part.*; write names relative"):
+            read_coco(path, tmp_path / "images")
 
 
 def sixteen_bit_png(path: Path) -> None:

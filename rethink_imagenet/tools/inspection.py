@@ -45,8 +45,8 @@ class Objects:
 def _is_rotated(record: dict[str, Any]) -> bool:
     "Whether an annotation has an angle among its attributes, as CVAT writes it beside the box before it was turned"
     attributes = record.get("attributes")
-    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
-    return are_numbers([angle]) and angle % 360 != 0
+    angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return are_numbers([angle]) and bool(angle % 360)
 
 
 def objects_of(
