@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +21,7 @@ from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.images import load_image, look_at_files, read_header, read_image_files, read_upright
 from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
 from rethink_imagenet.data.splits import (
+    find_split,
     hold_back,
     original_name,
     read_split,
@@ -381,6 +382,46 @@ def test_layouts_that_are_not_read_say_the_way_out(tmp_path: Path) -> None:
         read_splits(tmp_path / "yolo")
     with pytest.raises(InputError, match="looks like Create ML's layout"):
         read_splits(tmp_path / "createml")
+
+
+@pytest.mark.parametrize("split", [0.0, 0.2])
+@pytest.mark.parametrize("folder", ["", "train", "annotations"])
+@pytest.mark.parametrize("files", [1, 3])
+def test_annotations_of_labelme_say_the_way_out(tmp_path: Path, folder: str, files: int, split: float) -> None:
+    for n in range(files):
+        write(tmp_path / folder / f"{n}.json", {"version": "5.4.1", "flags": {}, "shapes": [], "imagePath": f"{n}.jpg"})
+    with pytest.raises(InputError, match=r"labelme's.* not read; export all images as COCO in one file"):
+        read_splits(tmp_path, split=split)
+
+
+@pytest.mark.parametrize("split", [0.0, 0.2])
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_annotations_in_cvats_own_format_say_the_way_out(tmp_path: Path, folder: str, split: float) -> None:
+    save(tmp_path / folder / "images/0.jpg")
+    (tmp_path / folder / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    with pytest.raises(InputError, match=r"CVAT's own format.* not read; export.*COCO"):
+        read_splits(tmp_path, split=split)
+
+
+def test_names_in_a_list_of_voc(tmp_path: Path) -> None:
+    """As tools write them: a mark of bytes, spaces, quotes, folders, marks behind; macOS left files beside them."""
+    names = ["IMG (1)", "deep er/b", "ü"]
+    for n, name in enumerate(names):
+        save(tmp_path / f"JPEGImages/{name}.jpg", n)
+        save(tmp_path / f"JPEGImages/{name}.png", n)
+        (tmp_path / f"Annotations/{name}.xml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text(voc_xml(f"{PurePosixPath(name).name}.png"))
+    lists = tmp_path / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f'{names[0]}  1\n"{names[1]}"\n{names[2]} -1\n', encoding="utf-8-sig")
+    for left in (lists / "._train.txt", tmp_path / "Annotations/._a.xml", tmp_path / "._train.json"):
+        left.write_bytes(b"\0\5\x16\7")
+    assert read_split(find_split(tmp_path, "train")).file_names.tolist() == [f"{name}.png" for name in names]
+    assert read_split(tmp_path).file_names.tolist() == ["IMG (1).png", "ü.png"]
+    for name in ("../a", "/etc/passwd", "a/../../b", "C:/a", 'IMG (1)\n"IMG (1)"'):
+        (lists / "train.txt").write_text(name)
+        with pytest.raises(InputError, match="is not the name of an image, or stands twice"):
+            read_split(lists / "train.txt")
 
 
 def test_images_of_each_split_in_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco import EMPTY, KINDS, WORDS, read_coco, split_of, trainable
+from .coco import EMPTY, KINDS, WORDS, files_like, read_coco, split_of, trainable
 from .datasets import Dataset
 from .voc import read_voc, xml_folder
 from ..errors import InputError, printable
@@ -38,7 +38,7 @@ def _preferred(files: Sequence[Path]) -> list[Path]:
 def _jsons_in(folder: Path) -> list[Path]:
     "The jsons in a folder and in its folder of annotations"
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() == "annotations"]
-    found = (path for where in (*inside, folder) for path in sorted(where.glob("*.json")))
+    found = (path for where in (*inside, folder) for path in files_like(where, "*.json"))
     return [path for path in found if not path.name.endswith(".createml.json")]
 
 
@@ -47,7 +47,7 @@ def _candidates(folder: Path, split: str) -> Iterator[list[Path]]:
     yield _preferred([path for path in _jsons_in(folder) if split_of(path.stem) == split])
     own = [path for path in sorted(folder.iterdir()) if path.is_dir() and split_of(path.name) == split]
     yield _preferred([path for where in own for path in _jsons_in(where)])
-    lists = (path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}ImageSets/Main/*.txt"))
+    lists = (path for depth in ("", "*/", "*/*/") for path in files_like(folder, f"{depth}ImageSets/Main/*.txt"))
     yield sorted({path for path in lists if path.stem in WORDS[split]})
     yield [where for where in own if xml_folder(where)]
 
@@ -64,14 +64,23 @@ _FOREIGN: dict[str, Sequence[str]] = {
                       "labels/*/*.txt"),
     "Create ML's layout": ("_annotations.createml.json", "*/_annotations.createml.json"),
     "TensorFlow's records": ("*.tfrecord", "*/*.tfrecord"),
+    "CVAT's own format": ("annotations.xml", "*/annotations.xml"),
     "a table of boxes": ("_annotations.csv", "*/_annotations.csv", "*.csv"),
 }  # fmt: skip
+
+
+def _are_of_labelme(files: Sequence[Path]) -> bool:
+    "Whether the first of some jsons begins as labelme's do, which has one for each image"
+    if not files or not files[0].is_file():
+        return False
+    with files[0].open("rb") as file:
+        return b'"shapes"' in file.read(1000)
 
 
 def _way_out(folder: Path, split: str) -> str:
     "What to do where the annotations of a split were not found"
     for what, patterns in _FOREIGN.items():
-        found = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+        found = next((path for pattern in patterns for path in files_like(folder, pattern)), None)
         if found:
             fiftyone = "fiftyone.types"
             convert = (
@@ -82,7 +91,9 @@ def _way_out(folder: Path, split: str) -> str:
                 f"looks like {what} ({found.relative_to(folder)}), which is not read; export it as COCO from the tool"
             )
             return f"{told} that made it{convert if 'YOLO' in what else ''}"
-    if len(whole := _whole(folder)) == 1 and not split_of(whole[0].stem):
+    if _are_of_labelme(whole := _whole(folder)):
+        return _LABELME
+    if len(whole) == 1 and not split_of(whole[0].stem):
         return f"found {_within(whole, folder)}, which names no split; hold images back with --split 0.2"
     if len(whole) == 1 and split == "val":
         return f"found {_within(whole, folder)} alone; name it with --val, or hold images back with --split 0.2"
@@ -90,6 +101,16 @@ def _way_out(folder: Path, split: str) -> str:
     if split == "val" and (tests := [path for path in tests if "test" in path.relative_to(folder).as_posix()]):
         return f"found none, but {_within(tests, folder)}; name it with --val"
     return f"found none; name it with --{split}"
+
+
+_LABELME = "found labelme's jsons, one for each image, which are not read; export all images as COCO in one file"
+
+
+def _not_one(found: Sequence[Path], folder: Path, split: str) -> str:
+    "What to do where the annotations of a split are none or several files"
+    if not found:
+        return _way_out(folder, split)
+    return _LABELME if _are_of_labelme(found) else f"found {_within(found, folder)}; name one with --{split}"
 
 
 def _within(files: Sequence[Path], folder: Path) -> str:
@@ -106,12 +127,10 @@ def find_split(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = next(filter(None, _candidates(folder, split)), [])
-    if len(found) == 1:
+    if len(found) == 1 and not _are_of_labelme(found):
         return found[0]
     wanted = f"expected one file such as annotations/instances_{split}.json or ImageSets/Main/{split}.txt"
-    if not found:
-        raise InputError(f"{folder}: {wanted}, {_way_out(folder, split)}")
-    raise InputError(f"{folder}: {wanted}, found {_within(found, folder)}; name one with --{split}")
+    raise InputError(f"{folder}: {wanted}, {_not_one(found, folder, split)}")
 
 
 def read_split(
@@ -282,7 +301,7 @@ def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> 
         )
     found = next(filter(None, _candidates(data, "train")), []) or _whole(data)
     if len(found) != 1:
-        told = f"found {_within(found, data)}; name one with --train" if found else _way_out(data, "train")
+        told = _not_one(found, data, "train")
         raise InputError(f"{data}: expected one file of annotations to hold images back of, {told}")
     return found[0], None
 
