@@ -1,6 +1,7 @@
 """Data as tools export them: orientations, splits, layouts, names of files, slips; right, or one clear line."""
 
 import json
+import os
 import re
 import struct
 import unicodedata
@@ -422,6 +423,18 @@ def test_names_in_a_list_of_voc(tmp_path: Path) -> None:
         (lists / "train.txt").write_text(name)
         with pytest.raises(InputError, match="is not the name of an image, or stands twice"):
             read_split(lists / "train.txt")
+
+
+def test_names_that_are_no_text_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files and folders that were named in another encoding than this machine's."""
+    root = tmp_path / os.fsdecode(b"pr\xfcfung")
+    for split, number in (("train", 0), ("val", 1)):
+        stem = os.fsdecode(b"caf\xe9 %d" % number)
+        save(root / split / f"{stem}.jpg", number).with_suffix(".xml").write_text(voc_xml("0.jpg"))
+    status, out, err = told(capsys, cli.rethink_data, data=root, html=tmp_path / "data.html")
+    assert (status, err) == (0, "") and "pr\\udcfcfung" in out
+    assert r"caf\udce9 0.jpg" in (tmp_path / "data.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir() if path != root) == ["data.html"]
 
 
 def test_images_of_each_split_in_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

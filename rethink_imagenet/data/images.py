@@ -291,7 +291,11 @@ def read_image_files(
     if not files:
         raise InputError("no image was named to detect anything in")
     paths = [Path(file).resolve() for file in files]
-    folder, records = Path(os.path.commonpath([path.parent for path in paths])), []
+    try:
+        folder = Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # of Windows
+        raise InputError("the images lie on several drives; name those of one drive at a time") from None
+    records = []
     for i, path in enumerate(paths, 1):
         height, width = read_header(path).size
         name = path.relative_to(folder).as_posix()

@@ -23,7 +23,7 @@ from ..data.coco import are_numbers, read_json, trainable
 from ..data.datasets import Dataset
 from ..data.images import Files, look_at_files, read_upright
 from ..data.splits import Shared, summary
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.records import read_truth
 from ..randomness import stream
 from ..study.recipes import aligned
@@ -393,8 +393,8 @@ img{max-width:100%}figcaption{font-size:12px;overflow-wrap:anywhere}.odd{color:#
 
 def _pictures(view: View, m: int, marked: np.ndarray) -> list[tuple[str, str]]:
     "Source and caption of an image with its annotations, both ways if its orientation disagrees with them"
-    name = str(view.dataset.file_names[m])
-    path, header = view.dataset.folder / name, view.files.headers[m]
+    file = str(view.dataset.file_names[m])
+    path, header, name = view.dataset.folder / file, view.files.headers[m], printable(file)
     ways = [(False, name)]
     if m in view.files.faults and header and header.orientation > 4:
         ways = [(False, f"{name} as it is seen"), (True, f"{name} as it is stored")]
