@@ -1,6 +1,7 @@
 """Data as tools export them: orientations, splits, layouts, names of files, slips; right, or one clear line."""
 
 import json
+import os
 import re
 import struct
 import unicodedata
@@ -8,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +21,16 @@ from PIL import Image
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.images import load_image, look_at_files, read_header, read_image_files, read_upright
 from rethink_imagenet.data.loading import EvaluationSamples, TrainingSamples
-from rethink_imagenet.data.splits import hold_back, original_name, read_splits, select, shared_images, versions_of
+from rethink_imagenet.data.splits import (
+    find_split,
+    hold_back,
+    original_name,
+    read_split,
+    read_splits,
+    select,
+    shared_images,
+    versions_of,
+)
 from rethink_imagenet.data.transforms import flip, read_sample, resize
 from rethink_imagenet.detection.detectors import DEMO
 from rethink_imagenet.errors import InputError
@@ -208,6 +218,27 @@ def test_versions_of_an_image_are_told_by_their_name() -> None:
     assert len({original_name(name) for name in others}) == len(others)
 
 
+@pytest.mark.parametrize("of_cvat", [False, True])
+def test_frames_of_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str], of_cvat: bool) -> None:
+    """Those of Roboflow go to one side, and are drawn together; for CVAT's there is a caution."""
+    names = [f"frame_{n:06d}.png" if of_cvat else f"Walk{n // 4}_MP4-{n:04d}_jpg.rf.{n:032x}.png" for n in range(12)]
+    for n, name in enumerate(names):
+        save(tmp_path / "images" / name, n)
+    path = write(tmp_path / "all.json", tables(names))
+    train, val = read_splits(train=path, split=0.3)
+    assert (len(train), len(val)) == (8, 4) and of_cvat == bool(val.caution) and not train.caution
+    assert of_cvat or len({original_name(name) for name in val.file_names}) == 1
+    status, out, _ = told(capsys, cli.rethink_data, train=path, split=0.3)
+    caution = "caution: these look like frames of a video; name a val set of other videos"
+    assert status == 0 and out.count(caution) == of_cvat and "trained on as well" not in out
+    one = [name.replace("Walk1", "Walk0").replace("Walk2", "Walk0") for name in names]
+    if not of_cvat:
+        with pytest.raises(InputError, match=r"its 12 images back, which are versions or frames of 1 by their names"):
+            hold_back(replace(read_coco(path), file_names=np.array(one)), 0.3)
+        parts = replace(train, file_names=np.array(one[:8])), replace(val, file_names=np.array(one[8:]))
+        assert len(shared_images(*parts).pairs["frames of one video"]) == 4
+
+
 def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
     names = [f"case{n // 2}/axial{'_aug1' * (n % 2)}.png" for n in range(10)]
     for n, name in enumerate(names):
@@ -222,7 +253,7 @@ def test_one_name_in_several_folders_is_not_one_image(tmp_path: Path) -> None:
     ]
     assert len(shared_images(*leak).pairs["versions by name"]) == 1
     one = replace(dataset, file_names=np.array([f"a_aug_{n}.png" for n in range(10)]))
-    with pytest.raises(InputError, match=r"of its 10 images back, which are versions of 1 by their names"):
+    with pytest.raises(InputError, match=r"of its 10 images back, which are versions or frames of 1 by their names"):
         hold_back(one, 0.2)
 
 
@@ -242,6 +273,14 @@ def roboflow(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     write(folder / "_annotations.coco.json", tables(names, categories=categories))
 
 
+def roboflow_of_one_class(root: Path, split: str, numbers: tuple[int, ...]) -> None:
+    """The group has the name of the project, which is that of the class."""
+    roboflow(root, split, numbers)
+    path = root / {"val": "valid"}.get(split, split) / "_annotations.coco.json"
+    categories = [{"id": i, "name": "valve", "supercategory": above} for i, above in enumerate(("none", "valve"))]
+    write(path, json.loads(path.read_text()) | {"categories": categories})
+
+
 def cvat(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     name = {"train": "Train", "val": "Validation"}[split]
     names = [save(root / "images" / name / f"{n}.jpg", n).name for n in numbers]
@@ -251,6 +290,16 @@ def cvat(root: Path, split: str, numbers: tuple[int, ...]) -> None:
 def label_studio(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     names = [f"images\\{save(root / split / 'images' / f'0a1b2c3d-{n}.jpg', n).name}" for n in numbers]
     write(root / split / "result.json", tables(names))
+
+
+def label_studio_elsewhere(root: Path, split: str, numbers: tuple[int, ...]) -> None:
+    """Newer versions name the files of the server, in Windows' way."""
+    label_studio(root, split, numbers)
+    path = root / split / "result.json"
+    content = json.loads(path.read_text())
+    for record in content["images"]:
+        record["file_name"] = record["file_name"].replace("images\\", "..\\..\\label-studio\\media\\upload\\4\\")
+    write(path, content)
 
 
 def fiftyone(root: Path, split: str, numbers: tuple[int, ...]) -> None:
@@ -277,7 +326,17 @@ def voc_devkit(root: Path, split: str, numbers: tuple[int, ...]) -> None:
     (root / f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt").write_text("\n".join(map(str, numbers)))
 
 
-LAYOUTS = (roboflow, cvat, label_studio, fiftyone, by_hand, voc_beside, voc_devkit)
+LAYOUTS = (
+    roboflow,
+    roboflow_of_one_class,
+    cvat,
+    label_studio,
+    label_studio_elsewhere,
+    fiftyone,
+    by_hand,
+    voc_beside,
+    voc_devkit,
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -326,6 +385,58 @@ def test_layouts_that_are_not_read_say_the_way_out(tmp_path: Path) -> None:
         read_splits(tmp_path / "createml")
 
 
+@pytest.mark.parametrize("split", [0.0, 0.2])
+@pytest.mark.parametrize("folder", ["", "train", "annotations"])
+@pytest.mark.parametrize("files", [1, 3])
+def test_annotations_of_labelme_say_the_way_out(tmp_path: Path, folder: str, files: int, split: float) -> None:
+    for n in range(files):
+        write(tmp_path / folder / f"{n}.json", {"version": "5.4.1", "flags": {}, "shapes": [], "imagePath": f"{n}.jpg"})
+    with pytest.raises(InputError, match=r"labelme's.* not read; export all images as COCO in one file"):
+        read_splits(tmp_path, split=split)
+
+
+@pytest.mark.parametrize("split", [0.0, 0.2])
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_annotations_in_cvats_own_format_say_the_way_out(tmp_path: Path, folder: str, split: float) -> None:
+    save(tmp_path / folder / "images/0.jpg")
+    (tmp_path / folder / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    with pytest.raises(InputError, match=r"CVAT's own format.* not read; export.*COCO"):
+        read_splits(tmp_path, split=split)
+
+
+def test_names_in_a_list_of_voc(tmp_path: Path) -> None:
+    """As tools write them: a mark of bytes, spaces, quotes, folders, marks behind; macOS left files beside them."""
+    names = ["IMG (1)", "deep er/b", "ü"]
+    for n, name in enumerate(names):
+        save(tmp_path / f"JPEGImages/{name}.jpg", n)
+        save(tmp_path / f"JPEGImages/{name}.png", n)
+        (tmp_path / f"Annotations/{name}.xml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text(voc_xml(f"{PurePosixPath(name).name}.png"))
+    lists = tmp_path / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f'{names[0]}  1\n"{names[1]}"\n{names[2]} -1\n', encoding="utf-8-sig")
+    for left in (lists / "._train.txt", tmp_path / "Annotations/._a.xml", tmp_path / "._train.json"):
+        left.write_bytes(b"\0\5\x16\7")
+    assert read_split(find_split(tmp_path, "train")).file_names.tolist() == [f"{name}.png" for name in names]
+    assert read_split(tmp_path).file_names.tolist() == ["IMG (1).png", "ü.png"]
+    for name in ("../a", "/etc/passwd", "a/../../b", "C:/a", 'IMG (1)\n"IMG (1)"'):
+        (lists / "train.txt").write_text(name)
+        with pytest.raises(InputError, match="is not the name of an image, or stands twice"):
+            read_split(lists / "train.txt")
+
+
+def test_names_that_are_no_text_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files and folders that were named in another encoding than this machine's."""
+    root = tmp_path / os.fsdecode(b"pr\xfcfung")
+    for split, number in (("train", 0), ("val", 1)):
+        stem = os.fsdecode(b"caf\xe9 %d" % number)
+        save(root / split / f"{stem}.jpg", number).with_suffix(".xml").write_text(voc_xml("0.jpg"))
+    status, out, err = told(capsys, cli.rethink_data, data=root, html=tmp_path / "data.html")
+    assert (status, err) == (0, "") and "pr\\udcfcfung" in out
+    assert r"caf\udce9 0.jpg" in (tmp_path / "data.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir() if path != root) == ["data.html"]
+
+
 def test_images_of_each_split_in_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {}
     for split, numbers in (("train", (0, 1)), ("val", (2, 3))):
@@ -354,9 +465,13 @@ def test_names_of_files_in_other_spellings(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             read_coco(path, tmp_path / "images")
         assert (f"nearest: {near};" in str(caught.value)) == bool(near)
-    write(path, tables(["..\\a.jpg"]))
-    with pytest.raises(InputError, match="leaves the folder of images"):
-        read_coco(path, tmp_path / "images")
+    for far in ("..\\a.jpg", "/data/upload/1/a.jpg", "..\\..\\label-studio\\media\\upload\\4\\a.jpg", "C:\\a.jpg"):
+        assert read_coco(write(path, tables([far]))).file_names.tolist() == ["A.JPG"]
+    save(tmp_path / "images/deep/a.jpg")
+    for far in ("..\\a.jpg", "../none.jpg", "\\\\host\\share\\a.jpg", str(tmp_path / "images/A.JPG")):
+        write(path, tables([far]))
+        with pytest.raises(InputError, match=r"leaves the folder of images, and its last part.*; write names relative"):
+            read_coco(path, tmp_path / "images")
 
 
 def sixteen_bit_png(path: Path) -> None:
@@ -464,6 +579,12 @@ def test_fractions_and_twins_are_refused(tmp_path: Path) -> None:
     write(path, tables(["0.jpg"], categories=[{"id": 1, "name": "valve"}, {"id": 2, "name": "valve"}]))
     with pytest.raises(InputError, match='two categories are called "valve"'):
         read_splits(root)
+    group = [{"id": i, "name": "valve", "supercategory": above} for i, above in enumerate(("none", "valve"))]
+    used = tables(["0.jpg"], categories=group)
+    used["annotations"][0]["category_id"] = 0  # so it is no group
+    write(path, used)
+    with pytest.raises(InputError, match='two categories are called "valve"'):
+        read_splits(root)
 
 
 def test_a_class_with_the_id_0_is_no_group(tmp_path: Path) -> None:
@@ -510,6 +631,51 @@ def test_boxes_that_disagree_with_polygons_and_crowds(tmp_path: Path) -> None:
     lines = [finding.told for finding in view.findings]
     assert lines[0] == "boxes that disagree with their polygons: 1" and lines[-1].startswith("crowds, difficult")
     assert view.findings[0].boxes.tolist() == [[20, 10, 12, 8]]
+
+
+@pytest.mark.parametrize("voc", [False, True])
+def test_rotated_boxes_are_told(tmp_path: Path, voc: bool) -> None:
+    """CVAT exports the box before it was turned, and the angle beside it."""
+    name = save(tmp_path / "0.jpg").name
+    if voc:
+        angle = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+        first, last = voc_xml(name).replace("</object>", angle.format("45.0")).split("</annotation>")
+        other = first[first.index("<object>") :].replace("45.0", "0.0").replace("<xmin>7<", "<xmin>8<")
+        (tmp_path / "0.xml").write_text(f"{first}{other}</annotation>{last}")
+        dataset = read_split(tmp_path)
+    else:
+        content = tables([name], [BOX, [20, 4, 12, 8]])
+        for record, rotation in zip(content["annotations"], (45.0, 0.0), strict=True):
+            record["attributes"] = {"occluded": False, "rotation": rotation}
+        dataset = read_coco(write(tmp_path / "all.json", content))
+    (finding,) = look_at(dataset).findings
+    assert finding.told == "boxes that are rotated in the tool, read as if they were not: 1"
+    assert finding.boxes.tolist() == [BOX]
+
+
+def test_painted_masks_of_cvat_are_crowds_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CVAT writes a mask that was painted as an uncompressed run-length encoding with iscrowd 1."""
+    root = coco(tmp_path / "set")
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    mask = np.zeros((SEEN[1], SEEN[0]), bool)
+    mask[4:12, 6:18] = True
+    ends = np.flatnonzero(np.diff(mask.T.ravel())) + 1
+    painted = {"counts": np.diff([0, *ends, mask.size]).tolist(), "size": [SEEN[1], SEEN[0]]}
+    for record in content["annotations"]:
+        record["segmentation"] = painted
+    for number in (1, 3):
+        for record in content["annotations"][:number]:
+            record["iscrowd"] = 1
+        write(path, content)
+        status, out, err = told(capsys, cli.rethink_data, data=root, boxes_only=True)
+        if number == 1:
+            assert status == 0 and "; 1 crowds or difficult objects, which are not trained on\n" in out
+            assert len(read_coco(path).polygons or ()) == 3
+        else:
+            assert (
+                status == 2 and "all 3 objects have iscrowd 1, as CVAT writes for masks that were painted; set" in err
+            )
 
 
 def test_what_an_evaluation_would_refuse_is_refused_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

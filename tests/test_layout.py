@@ -144,5 +144,5 @@ def test_repository_holds_no_large_files() -> None:
     if listed.returncode:
         pytest.fail("not a git checkout")
     for name in listed.stdout.split("\0"):
-        if name:
+        if name and not name.endswith("_modidx.py"):  # nbdev's index, which has a line for each definition
             assert (ROOT / name).stat().st_size < 400_000, f"{name} is large"

@@ -112,15 +112,16 @@ def trace(
 ) -> list[np.ndarray]:  # rings [V, 2] float32, x and y in pixels
     "Outlines along pixel borders that rasterize to exactly this mask; if there is a hole, all loops become one ring"
     edges, loops = _border_edges(mask), []
-    while edges:
-        corner, loop = next(iter(edges)), []
-        while corner in edges:
-            loop.append(corner)
-            following = edges[corner]
-            corner = following.pop()
-            if not following:
-                del edges[loop[-1]]
-        loops.append(_drop_straight(np.array(loop, np.float32)))
+    for first in list(edges):
+        while first in edges:
+            corner, loop = first, []
+            while corner in edges:
+                loop.append(corner)
+                following = edges[corner]
+                corner = following.pop()
+                if not following:
+                    del edges[loop[-1]]
+            loops.append(_drop_straight(np.array(loop, np.float32)))
     if all(_signed_area(loop) > 0 for loop in loops):
         return loops
     return [np.concatenate([part for loop in loops for part in (loop, loop[:1], loops[0][:1])])]
@@ -149,6 +150,7 @@ class Dataset:
     skeleton: tuple[tuple[int, int], ...]  # limbs to draw: pairs of keypoints, counted from 1
     left_out: dict[str, int]  # how many records were left out, by reason
     unread: tuple[str, ...] = ()  # kinds of annotations that are there and were not asked for: masks, keypoints
+    caution: str = ""  # about how its images were chosen, where there is reason for one
 
     def __len__(self) -> int:
         return len(self.image_ids)

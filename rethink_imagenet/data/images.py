@@ -123,9 +123,14 @@ def _orientation(image: Image.Image) -> int:
     return told if type(told) is int and told in _UPRIGHT else 1
 
 
+_BITS = 258  # the tag of TIFF that has the bits of each channel
+
+
 def _is_deep(image: Image.Image) -> bool:
     "Whether the file has more than 8 bits a channel, which Pillow cuts off in colour images without a word"
     if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "TIFF" and max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:  # one channel after the other
         return True
     told = repr([tile[3] for tile in getattr(image, "tile", [])])
     if image.format == "PPM":
@@ -286,7 +291,11 @@ def read_image_files(
     if not files:
         raise InputError("no image was named to detect anything in")
     paths = [Path(file).resolve() for file in files]
-    folder, records = Path(os.path.commonpath([path.parent for path in paths])), []
+    try:
+        folder = Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # of Windows
+        raise InputError("the images lie on several drives; name those of one drive at a time") from None
+    records = []
     for i, path in enumerate(paths, 1):
         height, width = read_header(path).size
         name = path.relative_to(folder).as_posix()

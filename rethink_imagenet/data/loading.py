@@ -26,7 +26,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .coco import trainable
 from .datasets import Dataset
-from .transforms import RawImage, Target, flip, read_raw_sample, resize, resized_size
+from rethink_imagenet.data.transforms import (
+    RawImage,
+    Target,
+    flip,
+    mirrored_order,
+    read_raw_sample,
+    resize,
+    resized_size,
+)
 from ..errors import InputError
 from ..randomness import Draws, share, stream
 
@@ -89,6 +97,8 @@ class TrainingSamples(FileSamples):
         keypoints: bool = False,  # only images with a labelled keypoint
     ):
         self.dataset, self.seed, self.short, self.long, self.batch = dataset, seed, short, long, batch
+        if dataset.keypoints is not None:
+            mirrored_order(dataset.keypoint_names)  # raises InputError here, before a worker would
         self.images = trainable(dataset, keypoints)
         heights, widths = dataset.sizes[self.images].T
         self.portrait = heights > widths

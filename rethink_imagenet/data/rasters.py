@@ -82,6 +82,9 @@ def outlines_of(
     return Outlines(torch.from_numpy(edges), torch.from_numpy(ring), torch.from_numpy(numbers), longest, most_rings)
 
 # %% ../../nbs/19_rasters.ipynb #07b0a015
+_CELLS = 2**26  # places at which crossings are counted at once, a byte each
+
+
 @torch.no_grad()
 def raster_regions(
     outlines: Outlines,  # of objects
@@ -91,6 +94,11 @@ def raster_regions(
     side: int = 28,  # of the masks
 ) -> Tensor:  # [K, side, side] float32, 0 or 1
     "The part of its object inside each region as a small mask (Detectron's polys_to_mask_wrt_box)"
+    together = max(1, _CELLS // (max(1, outlines.rings) * side * (side + 1)))
+    if len(boxes) > together:
+        parts = zip(boxes.split(together), objects.split(together), strict=True)
+        rows = [(part, shown, min(most, len(part) * outlines.longest)) for part, shown in parts]
+        return torch.cat([raster_regions(outlines, *row, side) for row in rows])
     numbers, device, corners = outlines.numbers[objects], boxes.device, boxes[:, :2]
     ends = numbers.cumsum(0)
     beyond = outlines.numbers.cumsum(0)[objects] - ends  # from a place in the row to that among all edges

@@ -7,6 +7,7 @@ __all__ = ['Image', 'THINNEST', 'DETECTRON_MEAN', 'DETECTRON_STD', 'RawImage', '
            'resized_size', 'resize', 'mirrored_order', 'flip', 'sent', 'constant', 'batch_images']
 
 # %% ../../nbs/17_transforms.ipynb #88d3def0
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from .datasets import Dataset, Polygons
 from .images import load_image
+from ..errors import InputError
 
 # %% ../../nbs/17_transforms.ipynb #3167d55d
 @contextmanager
@@ -156,14 +158,31 @@ def resize(
     return replace(image, size=size) if isinstance(image, RawImage) else _resized(image, size), resized
 
 # %% ../../nbs/17_transforms.ipynb #24dbacc2
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_BOUND = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\s_.-]+")  # between words, as in leftEye and LEye
+
+
+def _as_words(name: str) -> str:
+    "The words of a keypoint's name in small letters"
+    return _BOUND.sub(" ", name).strip().lower()
+
+
 @lru_cache
 def mirrored_order(
-    names: tuple[str, ...],  # of the keypoints; left_* and right_* change places
+    names: tuple[str, ...],  # of the keypoints; those that differ in left and right, or l and r, change places
 ) -> list[int]:
-    "For each keypoint the one whose place it takes in a mirror image"
-    swap = {"left": "right", "right": "left"}
-    mirrored = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
-    return [names.index(name) if name in names else i for i, name in enumerate(mirrored)]
+    "For each keypoint the one whose place it takes in a mirror image. Raises InputError where a side has no other"
+    words = [_as_words(name) for name in names]
+    places, order = {name: i for i, name in enumerate(words)}, []
+    for i, name in enumerate(words):
+        other = re.sub(r"left|right|\b[lr]\b", lambda side: _OTHER[side[0]], name)
+        if other not in places and re.search(r"(?<![a-z])(left|right)(?![a-z])", name):
+            raise InputError(f'keypoint "{names[i]}": none is called "{other}", its other side; name both sides alike')
+        order.append(places.get(other, i) if other != name else i)
+    for i, place in enumerate(order):
+        if order[place] != i:
+            raise InputError(f'keypoint "{names[i]}": another differs from it in case or separators only; rename one')
+    return order
 
 
 def flip(

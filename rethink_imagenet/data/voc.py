@@ -6,7 +6,9 @@
 __all__ = ['read_voc']
 
 # %% ../../nbs/14_voc.ipynb #763de3d0
+import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from .coco import FileFinder, are_numbers, assemble, finish
+from .coco import FileFinder, are_numbers, assemble, files_like, finish, leaves
 from .datasets import Dataset
 from ..errors import InputError, printable
 
@@ -30,6 +32,17 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
     return value
 
 
+_DIFFICULT = {"": 0, "0": 0, "0.0": 0, "false": 0, "unspecified": 0, "1": 1, "1.0": 1, "true": 1}
+
+
+def _rotation(element: ElementTree.Element) -> dict[str, Any]:
+    "The angle by which a box was turned in CVAT, as COCO's export has it; nothing where there is none"
+    told = {each.findtext("name"): each.findtext("value") for each in element.iter("attribute")}
+    with contextlib.suppress(ValueError):
+        return {"attributes": {"rotation": float(told.get("rotation") or "")}}
+    return {}
+
+
 def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
     "COCO's annotation of one object, still without ids"
     name = printable((element.findtext("name") or "").strip())
@@ -37,23 +50,35 @@ def _voc_object(element: ElementTree.Element, where: str) -> dict[str, Any]:
         raise InputError(f"{where} has no name")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     width, height = (stop - start + 1 if stop > start else 0.0 for start, stop in ((x1, x2), (y1, y2)))
-    difficult = (element.findtext("difficult") or "0").strip().lower() not in ("0", "false")
+    difficult = (element.findtext("difficult") or "").strip()
+    if difficult.lower() not in _DIFFICULT:
+        raise InputError(f'{where} has the mark difficult "{difficult}"; write 1 for difficult, or 0')
     box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height}
-    return {"name": name, "where": where, "iscrowd": 0, "difficult": int(difficult), **box}
+    return {
+        "name": name,
+        "where": where,
+        "iscrowd": 0,
+        "difficult": _DIFFICULT[difficult.lower()],
+        **box,
+        **_rotation(element),
+    }
 
 # %% ../../nbs/14_voc.ipynb #98e735bc
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 
 
-def _image_of(xml: Path, root: ElementTree.Element, finder: FileFinder) -> str:
+def _image_of(stem: str, root: ElementTree.Element, finder: FileFinder) -> str:
     "The image of an XML file: that of its name, or the one that it names"
-    named = PurePosixPath((root.findtext("filename") or "").strip().replace("\\", "/")).name
-    candidates = [*(xml.stem + ending for ending in ENDINGS), *([named] if named else [])]
+    own = [stem + ending for ending in ENDINGS]
+    named = PurePosixPath((root.findtext("filename") or "").strip().replace("\\", "/"))
+    other = [str(PurePosixPath(stem).with_name(named.name))] if named.name else []
+    alike = named.stem.casefold() == PurePosixPath(stem).name.casefold()
+    candidates = [*other, *own] if alike else [*own, *other]
     found = (finder.find(candidate) for candidate in candidates)
     return next((file for file in found if file is not None), candidates[0])
 
 
-def _voc_image(xml: Path, finder: FileFinder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _voc_image(xml: Path, stem: str, finder: FileFinder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     "An image record and annotation records, still without ids, from one XML file"
     try:
         root = ElementTree.parse(xml).getroot()
@@ -61,12 +86,14 @@ def _voc_image(xml: Path, finder: FileFinder) -> tuple[dict[str, Any], list[dict
         raise InputError(f"{xml}: no such file, though the list of images names it") from None
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"{xml}: not an XML file that can be read ({error})") from None
+    if root.tag == "annotations":
+        raise InputError(f"{xml}: is in CVAT's own format, which is not read; export COCO 1.0 from CVAT")
     size = {key: int(_number(root, f"size/{key}", str(xml))) for key in ("width", "height")}
     if min(size.values()) < 1:
         told = f"its size is {size['width']} x {size['height']}, as some tools leave it"
         raise InputError(f"{xml}: {told}; write the width and height of its image in pixels into it")
     objects = [_voc_object(element, f"{xml}: object {i}") for i, element in enumerate(root.findall("object"))]
-    return {"file_name": _image_of(xml, root, finder), **size}, objects
+    return {"file_name": _image_of(stem, root, finder), **size}, objects
 
 # %% ../../nbs/14_voc.ipynb #3ec2eed2
 def xml_folder(
@@ -74,38 +101,43 @@ def xml_folder(
 ) -> Path | None:
     "Where the XML files are: in the folder itself, or in its Annotations; None where there are none"
     inside = sorted(path for path in folder.iterdir() if path.name.lower() == "annotations") if folder.is_dir() else []
-    return next((path for path in (folder, *inside) if path.is_dir() and any(path.glob("*.xml"))), None)
+    return next((path for path in (folder, *inside) if path.is_dir() and files_like(path, "*.xml")), None)
 
 
-def _listed(split: Path) -> tuple[list[Path], Path]:
-    "The XML files that a VOC list names, and the folder of their images"
+def _stem_in(line: str) -> str:
+    "The name in a line of a list, without the mark -1, 0 or 1 that may follow it, and without quotes"
+    name = re.sub(r"\s+-?[01]$", "", line.strip())
+    return name[1:-1] if len(name) > 2 and name[0] == name[-1] == '"' else name
+
+
+def _listed(split: Path) -> tuple[dict[str, Path], Path]:
+    "The XML files that a VOC list names, by these names, and the folder of their images"
     try:
-        root, stems = (
-            split.absolute().parents[2],
-            [line.split()[0] for line in split.read_text().splitlines() if line.strip()],
-        )
+        lines = split.read_text(encoding="utf-8-sig").splitlines()
+        root, stems = split.absolute().parents[2], [_stem_in(line) for line in lines if line.strip()]
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{split}: not a list of images in a VOC devkit's ImageSets/Main ({error})") from None
     for stem, number in Counter(stems).items():
-        if PurePosixPath(stem).name != stem or number > 1:
+        if leaves(stem) or not PurePosixPath(stem).name or number > 1:
             raise InputError(f'{split}: "{stem}" is not the name of an image, or stands twice')
-    return [root / "Annotations" / f"{stem}.xml" for stem in stems], root / "JPEGImages"
+    return {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}, root / "JPEGImages"
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], Path]:
-    "All XML files of a folder, and the folder of their images"
+def _in_folder(folder: Path) -> tuple[dict[str, Path], Path]:
+    "All XML files of a folder, by their stems, and the folder of their images"
     where = xml_folder(folder)
     if where is None:
         raise InputError(f"{folder}: has no XML files, as VOC's layout has, neither in itself nor in Annotations")
     beside = [path for path in sorted(folder.iterdir()) if path.name.lower() in ("jpegimages", "images")]
-    return sorted(where.glob("*.xml")), next((path for path in beside if path.is_dir() and where != folder), where)
+    files = {path.stem: path for path in files_like(where, "*.xml")}
+    return files, next((path for path in beside if path.is_dir() and where != folder), where)
 
 
 def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str], Path]:
     "COCO's tables, how to call each annotation in an error, and the folder of the images"
     files, folder = _in_folder(split) if split.is_dir() else _listed(split)
     finder = FileFinder(folder)
-    parsed = [_voc_image(xml, finder) for xml in files]
+    parsed = [_voc_image(xml, stem, finder) for stem, xml in files.items()]
     found = names or sorted({item["name"] for _, objects in parsed for item in objects})
     ids = {name: i for i, name in enumerate(found, 1)}
     records = [{"image_id": i, **item} for i, (_, objects) in enumerate(parsed, 1) for item in objects]

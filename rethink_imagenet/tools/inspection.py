@@ -19,11 +19,11 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image, ImageColor, ImageDraw
 
-from ..data.coco import read_json, trainable
+from ..data.coco import are_numbers, read_json, trainable
 from ..data.datasets import Dataset
 from ..data.images import Files, look_at_files, read_upright
 from ..data.splits import Shared, summary
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.records import read_truth
 from ..randomness import stream
 from ..study.recipes import aligned
@@ -39,6 +39,14 @@ class Objects:
     labels: np.ndarray  # [N] int64, category ids
     sizes: np.ndarray  # [N, 2] height and width of the image
     single: np.ndarray  # [N] bool, no crowd and nothing to ignore
+    rotated: np.ndarray  # [N] bool, turned in the tool by an angle that COCO's box has no place for
+
+
+def _is_rotated(record: dict[str, Any]) -> bool:
+    "Whether an annotation has an angle among its attributes, as CVAT writes it beside the box before it was turned"
+    attributes = record.get("attributes")
+    angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return are_numbers([angle]) and bool(angle % 360)
 
 
 def objects_of(
@@ -56,6 +64,7 @@ def objects_of(
         np.array([record["category_id"] for record in records], np.int64),
         dataset.sizes[images],
         ~np.array(ignored, bool),
+        np.array([_is_rotated(record) for record in records], bool),
     )
 
 # %% ../../nbs/70_inspection.ipynb #2dff836b
@@ -78,7 +87,7 @@ def _about(told: str, objects: Objects, which: np.ndarray) -> list[Finding]:
 
 
 def _geometry(objects: Objects) -> list[Finding]:
-    "Boxes that are clipped, too small, or written as corners"
+    "Boxes that are clipped, too small, rotated, or written as corners"
     boxes, (heights, widths) = objects.boxes, objects.sizes.T
     right, bottom = (boxes[:, :2] + boxes[:, 2:]).T
     outside = (boxes[:, :2].min(axis=1, initial=0) < -1) | (right > widths + 1) | (bottom > heights + 1)
@@ -96,7 +105,9 @@ def _geometry(objects: Objects) -> list[Finding]:
         found = _about(told, objects, outside & ~empty)
     found += _about("boxes without area within their image, which are left out", objects, empty)
     fractions = " (are they fractions of the sides?)" if tiny.sum() > len(boxes) / 2 else ""
-    return found + _about(f"boxes narrower or lower than a pixel{fractions}", objects, tiny)
+    found += _about(f"boxes narrower or lower than a pixel{fractions}", objects, tiny)
+    told = "boxes that are rotated in the tool, read as if they were not"
+    return found + _about(told, objects, objects.rotated)
 
 
 def _doubled(objects: Objects) -> list[Finding]:
@@ -382,8 +393,8 @@ img{max-width:100%}figcaption{font-size:12px;overflow-wrap:anywhere}.odd{color:#
 
 def _pictures(view: View, m: int, marked: np.ndarray) -> list[tuple[str, str]]:
     "Source and caption of an image with its annotations, both ways if its orientation disagrees with them"
-    name = str(view.dataset.file_names[m])
-    path, header = view.dataset.folder / name, view.files.headers[m]
+    file = str(view.dataset.file_names[m])
+    path, header, name = view.dataset.folder / file, view.files.headers[m], printable(file)
     ways = [(False, name)]
     if m in view.files.faults and header and header.orientation > 4:
         ways = [(False, f"{name} as it is seen"), (True, f"{name} as it is stored")]
