@@ -449,7 +449,7 @@ def summary(
     left_out = "".join(f"; {number} {reason}" for reason, number in dataset.left_out.items())
     left_out += "".join(f"; {kind} are there and not trained" for kind in dataset.unread)
     if ignored := int((~dataset.usable).sum()):
-        left_out += f"; {ignored:,} crowds or difficult objects, which are not trained on"
+        left_out += f"; crowds or difficult objects, which are not trained on: {ignored:,}"
     left_out += f"; caution: {dataset.caution}" if dataset.caution else ""
     return (
         f"{printable(str(dataset.source))}: {counts['images']:,} images, {counts['instances']:,} instances, "
