@@ -97,6 +97,7 @@ from rethink_imagenet.study.studies import (
     run_family,
     save_json,
     shared_detections,
+    threads_of,
 )
 from rethink_imagenet.study.timing import (
     assumptions,
@@ -705,6 +706,8 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
 
 def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
     "Say what each training of a figure would be, and what it would cost; a step of each detector is measured"
+    threads = threads_of(execution, sum(part.goes_on_from(parts) is None for part in parts))
+    execution = replace(execution, threads=threads)
     for part in parts:
         if source := part.goes_on_from(parts):
             more = f"{iterations_of(part, parts):,} iterations with a cascade, from where {source.name} lowers its rate"
