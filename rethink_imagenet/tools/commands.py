@@ -110,6 +110,7 @@ from rethink_imagenet.study.timing import (
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
+from ..study.weights import weights_digest
 from .conversion import rules_apart, to_detectron2, to_torchvision
 from rethink_imagenet.tools.experiments import (
     Found,
@@ -644,6 +645,12 @@ def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
         )
 
 
+def _digests(*weights: str) -> dict[str, str]:
+    "What tells files of weights apart that have the same names; nothing where there are no files"
+    found = [digest for source in weights if (digest := weights_digest(source))]
+    return {"weights_digest": ",".join(found)} if found else {}
+
+
 def _check_seed(seed: int) -> None:
     "Raises InputError for a seed that NumPy would refuse, or that is larger than anyone needs"
     if not 0 <= seed < 10**9:
@@ -735,7 +742,7 @@ def _compare_figure(settings: Compare) -> None:
         sources = sources_for(parts, how.weights, bool(how.crops))
         config = {"figure": settings.figure, "scale": settings.scale, "data": data}
         config |= {"pretraining": [how.weights, how.crops, how.side, how.epochs]}
-        config |= {"seed": settings.detector.seed, "precision": precision}
+        config |= {"seed": settings.detector.seed, "precision": precision, **_digests(*sources.values())}
         if is_first() and not settings.size.dry_run:
             inputs = [data, how.crops, *sources.values()]
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
@@ -930,6 +937,7 @@ def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | No
     with fail_together():
         begun = _begin(settings)
         more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
+        more |= _digests(begun.weights)
         more |= {"hours": settings.size.hours} if settings.size.hours else {}
         config = _config(settings, more, begun.plan)
         if is_first() and not settings.size.dry_run and not check_folder(folder, config, settings.folder):
@@ -1030,7 +1038,7 @@ def rethink_train(
             raise InputError(f"--only {only:g}: is not one of --schedule {settings.schedule}")
         if not settings.dry_run:
             _check_start(plan, weights)
-        more = {"pretraining": [weights], "recipe": [settings.recipe, settings.scale]}
+        more = {"pretraining": [weights], "recipe": [settings.recipe, settings.scale], **_digests(weights)}
         if is_first() and not settings.dry_run:
             inputs, config = _inputs(settings, weights), _config(settings, more, plan)
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
