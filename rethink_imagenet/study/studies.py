@@ -196,7 +196,12 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     with fail_together():
         own = weights_digest(experiment.weights)
     settings = json.loads(json.dumps(asdict(replace(plan, schedules=(max(plan.schedules),)))))
-    for what, value in (("data set", data), ("version of this library", code), ("plan", settings), ("file of weights", own)):
+    for what, value in (
+        ("data set", data),
+        ("version of this library", code),
+        ("plan", settings),
+        ("file of weights", own),
+    ):
         the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
