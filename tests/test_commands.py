@@ -166,6 +166,34 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
     done = command("rethink_pretrain", *words)
     assert done.returncode == 0, done.stderr
     assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "run" / "weights.safetensors").is_file()
+    results = tmp_path / "out" / "run" / "results.json"
+    older = results.read_text().replace('"code": "', '"code": "of old, ')
+    results.write_text(older)
+    again = command("rethink_pretrain", *words, "--resume")
+    assert again.returncode == 0 and results.read_text() == older  # by which code its weights were made
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("compare --scale 0.02", "--scale: goes with a figure"),
+        ("train --scale 7", "--scale: goes with a recipe"),
+        ("eval run --detections x.json --kinds box,mask", "--detections, --kinds: goes with detections in a file"),
+        (
+            "eval --annotations a.json --detections x.json --data d --augmented",
+            "--data, --augmented: goes with a model",
+        ),
+        ("data --scenes drawn --html page.html", "--html: is for data"),
+        ("data --crops drawn --split 0.2", "--split: goes with data"),
+        ("recipes figure1 --show figure1/r50-gn-scratch-6x", "words: is for the list"),
+        ("evidence less-data --all", "name: is one experiment"),
+    ],
+)
+def test_no_option_is_ignored_in_silence(command: Command, tmp_path: Path, words: str, told: str) -> None:
+    name, *more = words.split()
+    done = command(f"rethink_{name}", *more)
+    assert done.returncode == 2 and told in done.stderr and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -387,6 +415,10 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     assert drawn.returncode == 0 and "in 2 images" in drawn.stdout, drawn.stderr
     with Image.open(tmp_path / "seen" / "pictures" / "000000.png") as picture:
         assert picture.size == (96, 96)
+    repeated = command("rethink_detect", "--config", "seen/config.json", "--out", "anew")
+    assert repeated.returncode == 0 and repeated.stdout == drawn.stdout.replace("seen", "anew"), repeated.stderr
+    missing = command("rethink_detect", "--config", "seen/pictures/none.json")
+    assert missing.returncode == 2 and "none.json: not a json file" in missing.stderr
 
     content = json.loads(annotations(scenes, "val").read_text())
     listed = scenes / "annotations" / "image_info_val.json"

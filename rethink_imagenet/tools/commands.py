@@ -17,7 +17,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -633,15 +633,26 @@ _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "bo
             "seeds", "subsets", "hours"}  # fmt: skip
 
 
-def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
+def _given(settings: Any, names: Collection[str]) -> str:
+    "Those of some options that differ from their defaults, as they are typed"
+    values = flat(settings)
+    options = [option for option in options_of(type(settings)) if option.name in names]
+    return ", ".join(option.typed for option in options if values[option.name] != option.default)
+
+
+def _check_unused(settings: Any, names: Collection[str], told: str) -> None:
+    "Raises InputError if options were given that would do nothing"
+    if said := _given(settings, names):
+        raise InputError(f"{said}: {told}")
+
+
+def _check_recipe(settings: Compare | Train) -> None:
     "Raises InputError if options were given that a recipe settles, or data were not"
-    given, defaults = flat(settings), {option.name: option.default for option in options_of(type(settings))}
-    said = [name for name, value in given.items() if name in {*_SETTLED, *also} and value != defaults[name]]
+    said = _given(settings, _SETTLED)
     if said or not settings.source.data:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
         raise InputError(
             f"a recipe settles what is trained: it takes --data, and of the rest only how to run it"
-            f"{f', not {options}' if said else ''}"
+            f"{f', not {said}' if said else ''}"
         )
 
 
@@ -871,6 +882,7 @@ class _Beginning:
 def _begin(settings: Compare | Tune) -> _Beginning:
     "Look at all that was asked for. Raises InputError"
     how, size = settings.pretraining, settings.size
+    _check_unused(settings, ["scale"], "goes with a figure of the paper, such as figure1; leave it out")
     _check_comparison(how, settings.margin)
     _check_size(size)
     _check_seed(settings.detector.seed)
@@ -1010,6 +1022,7 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
         precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
         plan, weights, sets = _of_recipe(settings, precision)
         return plan, weights, sets, execution
+    _check_unused(settings, ["scale"], "goes with a recipe, such as table1/r50-gn-scratch-6x; leave it out")
     sets, _ = _read_to_train(settings.source, settings.detector.seed)
     return _plan(settings, sets, settings.weights, settings.schedule, target), settings.weights, sets, execution
 
@@ -1169,6 +1182,10 @@ def _write_found(
     print(folder / "detections.json")
 
 # %% ../../nbs/76_commands.ipynb #aa5e35d8
+_OF_A_MODEL = ("data", "val", "images", "split", "augmented", "submission", "out")
+_OF_DETECTIONS = ("annotations", "detections", "kinds")
+
+
 @one_line_faults
 @in_job
 def rethink_eval(
@@ -1178,10 +1195,13 @@ def rethink_eval(
     if not settings.model:
         with fail_together():
             if is_first():
+                _check_unused(settings, _OF_A_MODEL, "goes with a model; name a run or a file of rethink_export")
                 _evaluate_file(settings.annotations, settings.detections, settings.kinds, settings.voc)
         return
     folder, model, target = Path(settings.out), settings.model, _target(settings, "rethink_eval")
     with fail_together():
+        told = f"goes with detections in a file, and {model} makes its own; leave out one or the other"
+        _check_unused(settings, _OF_DETECTIONS, told)
         workers = execution_of(settings.how, target).workers
         if settings.submission:
             check_method(settings.submission)
@@ -1223,7 +1243,7 @@ def rethink_detect(
     found = _detections(detector.to(target), config, dataset, settings.augmented, workers)
     with fail_together():
         if is_first():
-            prepare_folder(folder, about, None)
+            prepare_folder(folder, about, None, options=_repeatable(settings))
             write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
             names = write_pictures(dataset, found, categories, folder / "pictures", score)
             drawn = sum(detection["score"] >= score for detection in found)
@@ -1333,11 +1353,13 @@ def rethink_data(
     for path in (settings.scenes, settings.crops, settings.html):
         if path and Path(path).exists():
             raise InputError(f"{path}: exists already; name a new one")
+    sets = _read(settings.source)
+    if sets is None and (settings.scenes or settings.crops):
+        _check_unused(settings, ["model", "decode", "html"], "is for data that are looked at; name them with --data")
     if settings.scenes:
         print(write_scenes(settings.scenes))
     if settings.crops:
         print(write_crops(settings.crops))
-    sets = _read(settings.source)
     if sets is not None:
         _look(settings, sets)
     elif not (settings.scenes or settings.crops):
@@ -1382,6 +1404,7 @@ def rethink_recipes(
     if (settings.on or settings.batch) and not (settings.on and settings.show):
         raise InputError("--on and --batch: say for which recipe and GPUs; take --show NAME --on 8xA100 with them")
     if settings.show:
+        _check_unused(settings, ["words"], f"is for the list of recipes, and --show {settings.show} shows one")
         recipe = recipe_named(settings.show)
         told = describe_on(recipe, settings.on, settings.batch) if settings.on else ""
         print(_in_full(recipe))
@@ -1399,6 +1422,8 @@ def rethink_evidence(
 ) -> None:
     "Carry out an experiment of the book, go on with it, or list them all"
     root = Path(settings.experiments)
+    if settings.all:
+        _check_unused(settings, ["name"], "is one experiment, and --all takes all; leave out one or the other")
     names = sorted(path.parent.name for path in root.glob("*/experiment.toml"))
     if not names:
         raise InputError(f"{root}: holds no experiments; name their folder with --experiments")

@@ -501,6 +501,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def parser_of(
     name: str,  # of `COMMANDS`
+    by_file: bool = False,  # whether a file of settings may give what must be given
 ) -> argparse.ArgumentParser:
     "The parser of a command; what is not typed is not in its result"
     command = COMMANDS[name]
@@ -511,10 +512,10 @@ def parser_of(
         if option.kind is bool:
             how["action"] = "store_true"
         elif get_origin(option.kind) is tuple:
-            how["nargs"] = "+"
+            how["nargs"] = "*" if by_file else "+"
         else:
             how["type"] = option.kind if option.kind in (int, float) else str
-            how |= {"nargs": "?"} if option.word and option.default is not None else {}
+            how |= {"nargs": "?"} if option.word and (by_file or option.default is not None) else {}
         parser.add_argument(option.typed, **how)
     parser.add_argument("--config", default=argparse.SUPPRESS, help="json of options; typed options take precedence")
     parser.add_argument("--version", action="version", version=VERSION, help="the version of this library")
@@ -526,7 +527,8 @@ def typed_settings(
     words: Sequence[str],  # that were typed
 ) -> Any:  # of the command's type
     "The settings of a command from what was typed and from the file that --config names. Raises InputError"
-    parser, command = parser_of(name), COMMANDS[name]
+    by_file = any(word.partition("=")[0] == "--config" for word in words)
+    parser, command = parser_of(name, by_file), COMMANDS[name]
     given, unknown = parser.parse_known_args(words)
     for one in unknown:
         known = [option.typed for option in options_of(command) if not option.word]
