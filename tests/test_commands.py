@@ -29,6 +29,7 @@ from rethink_imagenet.evaluation.average_precision import evaluate, evaluate_coc
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.study.timing import Size, Speed
 from rethink_imagenet.tools import cli, commands
 from rethink_imagenet.tools.options import COMMANDS, VERSION, RunOptions, Train, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
@@ -124,6 +125,38 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
     again = command("rethink_compare", *words, "--hours", 0.005, "--resume")  # this machine may be busier now
     assert again.returncode == 0 and json.loads((out / "hours.json").read_text()) == known
     assert json.loads((out / "results.json").read_text())["verdict"] == results["verdict"]
+
+
+def test_a_plan_by_hours_gets_more_seeds(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --hours typed again or without; schedules and amounts of data stay as planned."""
+    weights, out = tmp_path / "body.pth", tmp_path / "out"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    given = {"data": scenes, "model": "demo", "short": 64, "long": 64, "unit": 3, "batch": 2, "workers": 0}
+    given |= {"weights": weights, "out": out, "device": "cpu"}
+    monkeypatch.setattr(commands, "measure_speed", lambda *_: Speed(0.1, 0.01))
+    monkeypatch.setattr(commands, "plan_hours", lambda *_: (Size(1, (2,)), "-> planned"))
+
+    def compare(**more: Any) -> int:
+        try:
+            commands.rethink_compare(settings_of("rethink_compare", given | more))
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    assert compare(hours=1, seeds=2, resume=True) == 2  # nothing is planned yet
+    assert "--seeds may come later, with --resume" in capsys.readouterr().err and not out.exists()
+    assert compare(hours=1) == 0
+    planned = (out / "hours.json").read_text()
+    assert compare(hours=1, seeds=2, resume=True, dry_run=True) == 0
+    assert "the arrow, with 2 seeds" in capsys.readouterr().out
+    assert compare(seeds=2, resume=True) == 0
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [(run["schedule"], run["seed"]) for run in runs] == [(2, 0), (2, 1)] * 2
+    assert (out / "hours.json").read_text() == planned
+    assert compare(schedules="2,6", resume=True) == 2
+    assert "--hours plans schedules, seeds and subsets" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -786,14 +786,15 @@ class _Sized:
     subsets: tuple[int, ...]
 
 
-def _check_size(size: SizeOptions) -> None:
-    "Raises InputError for sizes that there are not"
+def _check_size(size: SizeOptions, planned: bool = False) -> None:
+    "Raises InputError for sizes that there are not; what was planned for some hours may get other seeds"
     if not 0 <= size.seeds <= 100:
         raise InputError(f"--seeds {size.seeds}: takes a number from 1 to 100")
     if not (size.hours == 0 or 0 < size.hours < 1e5):
         raise InputError(f"--hours {size.hours:g}: takes a positive number of hours")
-    if size.hours and (size.schedules or size.seeds or size.subsets):
-        raise InputError("--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets")
+    if size.hours and (size.schedules or size.subsets or (size.seeds and not planned)):
+        told = "--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets"
+        raise InputError(f"{told}; --seeds may come later, with --resume")
 
 
 def _hours_in(folder: Path) -> dict[str, Any] | None:
@@ -803,6 +804,16 @@ def _hours_in(folder: Path) -> dict[str, Any] | None:
     if known is not None and not all(fits(known.get(key), kind) for key, kind in _HOURS.items()):
         raise InputError(f"{path}: is damaged; remove it, and it will be planned anew")
     return known
+
+
+def _planned_before(settings: Compare | Tune) -> dict[str, Any] | None:
+    "What a comparison that goes on was planned as, and for which hours, in all processes; None where it was not"
+    folder, known = Path(settings.out), None
+    with fail_together():
+        if is_first() and settings.folder.resume:
+            known, hours = _hours_in(folder), (_settings_in(folder) or {}).get("hours")
+            known = known | {"hours": hours} if known and fits(hours, float) else None
+    return from_first(known)
 
 
 def _seeds(settings: Compare | Tune) -> int:
@@ -816,9 +827,11 @@ def _sized(settings: Compare | Tune, experiment: Experiment, planned: dict[str, 
         with fail_together():
             subsets = _amounts(settings.size.subsets, experiment.train_set)
         return _Sized(experiment, _seeds(settings), subsets)
-    say(f"{planned['told']}\nplanned: the line with the arrow; pre-training and judging come on top")
+    seeds = settings.size.seeds or planned["seeds"]
+    other = f", with {seeds} seeds" if seeds != planned["seeds"] else ""
+    say(f"{planned['told']}\nplanned: the line with the arrow{other}; pre-training and judging come on top")
     plan = replace(experiment.plan, schedules=tuple(planned["schedules"]))
-    return _Sized(replace(experiment, plan=plan), planned["seeds"], tuple(planned["subsets"]))
+    return _Sized(replace(experiment, plan=plan), seeds, tuple(planned["subsets"]))
 
 # %% ../../nbs/76_commands.ipynb #dc72e4af
 def _say_few(plan: Plan, at_once: int) -> None:
@@ -879,12 +892,12 @@ class _Beginning:
     spread: Execution  # of the runs
 
 
-def _begin(settings: Compare | Tune) -> _Beginning:
+def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     "Look at all that was asked for. Raises InputError"
     how, size = settings.pretraining, settings.size
     _check_unused(settings, ["scale"], "goes with a figure of the paper, such as figure1; leave it out")
     _check_comparison(how, settings.margin)
-    _check_size(size)
+    _check_size(size, planned)
     _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
@@ -919,15 +932,14 @@ def _on_trial(settings: Compare | Tune, begun: _Beginning) -> Iterator[Experimen
         yield Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", _measurable(begun))
 
 
-def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
+def _foretell_comparison(settings: Compare | Tune, begun: _Beginning, planned: dict[str, Any] | None) -> None:
     "Say what a comparison would be, how long it would take, and what it could tell"
-    size = settings.size
+    hours = settings.size.hours
     with _on_trial(settings, begun) as experiment, fail_together():
-        subsets, speed = _amounts(size.subsets, experiment.train_set), measure_speed(experiment)
-        if size.hours:
-            say(plan_hours(experiment, speed, size.hours)[1])
-        else:
-            say(describe_comparison(experiment, speed, _seeds(settings), subsets))
+        if hours and planned is None:
+            return say(plan_hours(experiment, measure_speed(experiment), hours)[1])
+        sized = _sized(settings, experiment, planned)
+        say(describe_comparison(sized.experiment, measure_speed(experiment), sized.seeds, sized.subsets))
 
 
 def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -945,22 +957,25 @@ def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str,
 
 def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
     "What a comparison begins with, and its plan where there are hours; nothing is written before all of it is sound"
-    folder, how, known = Path(settings.out), settings.pretraining, None
+    folder, how, size, known = Path(settings.out), settings.pretraining, settings.size, _planned_before(settings)
+    hours = size.hours or (known or {}).get("hours", 0.0)
+    settings = replace(settings, size=replace(size, hours=hours))
     with fail_together():
-        begun = _begin(settings)
+        begun = _begin(settings, known is not None)
         more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
         more |= _digests(begun.weights)
-        more |= {"hours": settings.size.hours} if settings.size.hours else {}
+        more |= {"hours": hours} if hours else {}
         config = _config(settings, more, begun.plan)
-        if is_first() and not settings.size.dry_run and not check_folder(folder, config, settings.folder):
+        if is_first() and not size.dry_run and not check_folder(folder, config, settings.folder):
             known = _hours_in(folder)
-    if settings.size.dry_run:
-        return begun, None
-    planned = _hours_planned(settings, begun, known) if settings.size.hours else None
+    if size.dry_run:
+        return begun, known
+    planned = _hours_planned(settings, begun, known) if hours else None
     with fail_together():
         if is_first():
             inputs = _inputs(settings, begun.weights, how.crops)
-            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+            options = _repeatable(settings) | ({"seeds": 0} if hours else {})  # the hours plan them
+            prepare_folder(folder, config, settings.folder, inputs, options)
             if planned:
                 save_json(folder / "hours.json", planned)
     return begun, planned
@@ -971,7 +986,7 @@ def _compare(settings: Compare | Tune) -> None:
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
     begun, planned = _prepared(settings)
     if settings.size.dry_run:
-        return _foretell_comparison(settings, begun)
+        return _foretell_comparison(settings, begun, planned)
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.spread, begun.shared)
