@@ -33,6 +33,7 @@ from rethink_imagenet.study.timing import Size, Speed
 from rethink_imagenet.tools import cli, commands
 from rethink_imagenet.tools.options import COMMANDS, VERSION, RunOptions, Train, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
+from rethink_imagenet.training import logs
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 from rethink_imagenet.training.processes import NO_MEMORY, OutOfMemory, memory_told
@@ -125,6 +126,39 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
     again = command("rethink_compare", *words, "--hours", 0.005, "--resume")  # this machine may be busier now
     assert again.returncode == 0 and json.loads((out / "hours.json").read_text()) == known
     assert json.loads((out / "results.json").read_text())["verdict"] == results["verdict"]
+
+
+def test_what_this_machine_cannot_do_is_refused_first(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a folder is made and anything is trained: TensorBoard, graphs, several runs on Windows, shares of a batch."""
+    given = {"data": str(scenes), "model": "demo", "out": str(tmp_path / "out"), "device": "cpu"}
+
+    def refused(told: str, name: str = "compare", **more: Any) -> None:
+        settings = settings_of(f"rethink_{name}", given | more)
+        with pytest.raises(InputError, match=told):
+            commands._compare(settings) if name == "compare" else commands._trained(settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logs, "find_spec", lambda _: None)
+        refused("--tensorboard: not installed", tensorboard=True)
+        refused("--tensorboard: not installed", "train", tensorboard=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "make_graphed_callables", lambda *_: None)
+        with pytest.raises(InputError, match="cannot record graphs"):
+            commands.execution_of(RunOptions(graphs=True), "cuda")
+        assert commands.execution_of(RunOptions(graphs=True), "cpu").graphs
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "world_size", lambda: 3)
+        refused("a batch of 2 images over 3 processes", batch=2)
+        refused("a batch of 2 images over 3 processes", "train", batch=2)
+        refused("a batch of 2 images over 3 processes", batch=9, grid="batch=2,6")
+    settings = settings_of("rethink_compare", given | {"jobs": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.name", "nt")
+        with pytest.raises(InputError, match="take --jobs 1"):
+            commands.spread_out(Execution(), settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_by_hours_gets_more_seeds(

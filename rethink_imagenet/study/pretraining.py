@@ -256,6 +256,8 @@ def pretrain(
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
     accept: Sequence[str] = (),  # settings that may have changed since the run was interrupted
+    on_nan: str = "stop",  # at a loss that is not finite: "stop", or "skip" the iteration and count it
+    tensorboard: bool = False,  # whether the log is written for TensorBoard as well
 ) -> Path:  # weights.safetensors in the folder
     "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"
     batch, side = settings.batch, settings.side
@@ -264,7 +266,9 @@ def pretrain(
     model = Classifier(len(samples.classes), settings.backbone, settings.norm).to(device)
     iterations = max(1, round(settings.epochs * len(samples) / batch))
     schedule = Schedule.times(1, iterations, linear_rate(settings.rate, batch, 256))
-    run_settings = RunSettings(schedule, batch, evaluate_every=iterations, save_every=1000)
+    run_settings = RunSettings(
+        schedule, batch, evaluate_every=iterations, save_every=1000, on_nan=on_nan, tensorboard=tensorboard
+    )
     held_back = ClassificationSamples(data, side, held_back=True)
     about = asdict(settings) | {"data": samples.fingerprint, "processes": world_size()}
     about |= {"code": code_digest("study.pretraining"), "pixels": [list(model.pixel_mean), list(model.pixel_std)]}

@@ -62,6 +62,7 @@ from rethink_imagenet.evaluation.average_precision import (
     write_submission,
 )
 from ..networks.backbones import Body
+from ..networks.graphs import check_graphs
 from ..study.figures import Part, compare_figure, iterations_of, parts_of, sources_for, with_weights
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import (
@@ -153,8 +154,8 @@ from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.jobs import read_cluster
-from ..training.logs import Interrupted, Interruption
-from ..training.loop import compute_deterministically
+from ..training.logs import Interrupted, Interruption, check_tensorboard
+from ..training.loop import compute_deterministically, number_of_parts
 from rethink_imagenet.training.processes import (
     NO_MEMORY,
     OF_THE_DISK,
@@ -185,6 +186,20 @@ def _asking_for_less(told: str, settings: Any = None) -> str:
     return "take a device with more memory, or --device cpu" if "CUDA" in told else "take a machine with more memory"
 
 
+_ADVICE = {
+    "resume": (r"(go on with|then) --resume", "start again"), "on_nan": (r", or --on-nan skip", ""),
+    "accept": (r", or --accept [\w,]+", ""), "workers": (r"take fewer --workers", "give it more memory"),
+}  # fmt: skip
+
+
+def _with_its_options(told: str, settings: Any) -> str:
+    "A fault without the advice of options that a command does not have"
+    for option, (advice, instead) in _ADVICE.items():
+        if option not in flat(settings):
+            told = re.sub(advice, instead, told)
+    return told
+
+
 def one_line_faults(
     command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
@@ -204,6 +219,7 @@ def one_line_faults(
                 told += f"; {_asking_for_less(told, *args)}"
             if isinstance(fault, LostWorker) and args and "resume" in flat(args[0]):
                 told += ", and go on with --resume"
+            told = _with_its_options(told, args[0]) if args else told
             if is_speaker() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
@@ -485,6 +501,10 @@ def execution_of(
         return Execution(device, workers, accept=_names(accept))
     if how.at_once < 0 or how.save_every < 0:
         raise InputError(f"--at-once {how.at_once}, --save-every {how.save_every}: one is out of range")
+    if how.tensorboard:
+        check_tensorboard()
+    if how.graphs and (device.startswith("cuda") or how.device.startswith("cuda")):
+        check_graphs()
     return Execution(
         device, workers, how.at_once, how.save_every, how.on_nan, how.tensorboard, how.graphs, _names(accept)
     )
@@ -519,6 +539,8 @@ def spread_out(
     jobs, slurm = settings.runs.jobs, settings.runs.slurm
     if not 0 <= jobs <= 1000:
         raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
+    if jobs > 1 and os.name == "nt":
+        raise InputError("--jobs: Windows passes no connections on to the processes of several runs; take --jobs 1")
     if world_size() > 1 and (jobs > 1 or slurm):
         raise InputError("--jobs and --slurm: the processes of torchrun share each run; take torchrun or these")
     if not slurm:
@@ -544,12 +566,12 @@ def precision_of(
     return "bf16" if kind != "mps" and has_bfloat16(kind) else "fp32"
 
 # %% ../../nbs/76_commands.ipynb #66281ec3
-def _target(settings: Any, command: str) -> str:
+def _target(settings: Any) -> str:
     "The device to compute on, perhaps the same way each time; says so where other GPUs are left idle"
     target, how, on_cluster = _device_here(settings), settings.how, _is_on_cluster(settings)
     if isinstance(how, RunOptions) and how.deterministic and (on_cluster or target.startswith("cuda")):
         compute_deterministically()
-    if told := all_gpus(target, command):
+    if told := all_gpus(target, f"rethink_{type(settings).__name__.lower()}"):
         say(told)
     return target
 
@@ -624,7 +646,10 @@ def _pretrained(
     say(f"pre-training {plan.detector.backbone} on {source}")
     backbone, norm = plan.detector.backbone, plan.detector.norm
     settings = Pretraining(backbone, norm, how.epochs, 64, side=how.side, seed=plan.seed)
-    pretrain(source, folder / name, settings, execution.device, execution.workers, execution.accept)
+    pretrain(
+        source, folder / name, settings, execution.device, execution.workers, execution.accept, execution.on_nan,
+        execution.tensorboard,
+    )  # fmt: skip
     return str(weights)
 
 # %% ../../nbs/76_commands.ipynb #19c20a02
@@ -743,13 +768,15 @@ def _compare_figure(settings: Compare) -> None:
         group_named(settings.figure)
         _check_recipe(settings)
         _check_seed(settings.detector.seed)
-        target = _target(settings, "rethink_compare")
+        target = _target(settings)
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
         spread_out(execution, settings)
         if how.crops:
             ClassificationSamples(how.crops, how.side)
         parts, precision = _parts(settings, target)
+        for part in parts:
+            number_of_parts(part.plan.batch, settings.how.at_once)
         sources = sources_for(parts, how.weights, bool(how.crops))
         config = {"figure": settings.figure, "scale": settings.scale, "data": data}
         config |= {"pretraining": [how.weights, how.crops, how.side, how.epochs]}
@@ -850,6 +877,7 @@ def _plan(
     options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
     plan = plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    number_of_parts(plan.batch, settings.how.at_once)
     _say_few(plan, settings.how.at_once)
     return plan
 
@@ -901,7 +929,7 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
-    target = _target(settings, "rethink_compare")
+    target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     spread = spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
@@ -910,8 +938,8 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     if weights:
         _check_start(plan, weights)
     _check_start(plan)
-    if grid:
-        plans_of(plan, grid)
+    for _, tried in plans_of(plan, grid) if grid else ():
+        number_of_parts(tried.batch, settings.how.at_once)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
@@ -1027,7 +1055,7 @@ def rethink_tune(
 # %% ../../nbs/76_commands.ipynb #74321d21
 def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None, Execution]:
     "What will be trained, from which weights, on which data, and how. Raises InputError"
-    target = _target(settings, "rethink_train")
+    target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     _check_seed(settings.detector.seed)
     sets: tuple[Dataset, Dataset] | None
@@ -1036,6 +1064,7 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
         _check_recipe(settings)
         precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
         plan, weights, sets = _of_recipe(settings, precision)
+        number_of_parts(plan.batch, settings.how.at_once)
         return plan, weights, sets, execution
     _check_unused(settings, ["scale"], "goes with a recipe, such as table1/r50-gn-scratch-6x; leave it out")
     sets, _ = _read_to_train(settings.source, settings.detector.seed)
@@ -1089,12 +1118,13 @@ def rethink_pretrain(
     settings: Pretrain,  # what was asked for
 ) -> None:
     "Train the body of a detector as a classifier"
-    s, folder, target = settings, Path(settings.out), _target(settings, "rethink_pretrain")
+    s, folder, target = settings, Path(settings.out), _target(settings)
     with fail_together():
         execution = execution_of(s.how, target, s.folder.accept)
         _check_seed(s.seed)
         if min(s.batch, s.side) < 1 or not 0 < s.epochs < 1e6:
             raise InputError(f"--batch {s.batch}, --side {s.side}, --epochs {s.epochs}: one is out of range")
+        number_of_parts(s.batch, at_once=0)
         check_from_scratch(Classifier(2, s.backbone, s.norm))
         if s.data:
             ClassificationSamples(s.data, s.side)
@@ -1213,7 +1243,7 @@ def rethink_eval(
                 _check_unused(settings, _OF_A_MODEL, "goes with a model; name a run or a file of rethink_export")
                 _evaluate_file(settings.annotations, settings.detections, settings.kinds, settings.voc)
         return
-    folder, model, target = Path(settings.out), settings.model, _target(settings, "rethink_eval")
+    folder, model, target = Path(settings.out), settings.model, _target(settings)
     with fail_together():
         told = f"goes with detections in a file, and {model} makes its own; leave out one or the other"
         _check_unused(settings, _OF_DETECTIONS, told)
@@ -1242,7 +1272,7 @@ def rethink_detect(
     settings: Detect,  # what was asked for
 ) -> None:
     "Draw what a trained detector finds in images, and write it in COCO's results format"
-    folder, score, target = Path(settings.out), settings.score, _target(settings, "rethink_detect")
+    folder, score, target = Path(settings.out), settings.score, _target(settings)
     with fail_together():
         workers = execution_of(settings.how, target).workers
     detector, config = _loaded(settings.model)
