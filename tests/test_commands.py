@@ -29,9 +29,11 @@ from rethink_imagenet.evaluation.average_precision import evaluate, evaluate_coc
 from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
 from rethink_imagenet.study.studies import run_schedule
+from rethink_imagenet.study.timing import Size, Speed
 from rethink_imagenet.tools import cli, commands
 from rethink_imagenet.tools.options import COMMANDS, VERSION, RunOptions, Train, options_of, settings_of
 from rethink_imagenet.tools.pictures import bitmap
+from rethink_imagenet.training import logs
 from rethink_imagenet.training import loop as training
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
 from rethink_imagenet.training.processes import NO_MEMORY, OutOfMemory, memory_told
@@ -126,6 +128,71 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
     assert json.loads((out / "results.json").read_text())["verdict"] == results["verdict"]
 
 
+def test_what_this_machine_cannot_do_is_refused_first(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a folder is made and anything is trained: TensorBoard, graphs, several runs on Windows, shares of a batch."""
+    given = {"data": str(scenes), "model": "demo", "out": str(tmp_path / "out"), "device": "cpu"}
+
+    def refused(told: str, name: str = "compare", **more: Any) -> None:
+        settings = settings_of(f"rethink_{name}", given | more)
+        with pytest.raises(InputError, match=told):
+            commands._compare(settings) if name == "compare" else commands._trained(settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logs, "find_spec", lambda _: None)
+        refused("--tensorboard: not installed", tensorboard=True)
+        refused("--tensorboard: not installed", "train", tensorboard=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "make_graphed_callables", lambda *_: None)
+        with pytest.raises(InputError, match="cannot record graphs"):
+            commands.execution_of(RunOptions(graphs=True), "cuda")
+        assert commands.execution_of(RunOptions(graphs=True), "cpu").graphs
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "world_size", lambda: 3)
+        refused("a batch of 2 images over 3 processes", batch=2)
+        refused("a batch of 2 images over 3 processes", "train", batch=2)
+        refused("a batch of 2 images over 3 processes", batch=9, grid="batch=2,6")
+    settings = settings_of("rethink_compare", given | {"jobs": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.name", "nt")
+        with pytest.raises(InputError, match="take --jobs 1"):
+            commands.spread_out(Execution(), settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_by_hours_gets_more_seeds(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --hours typed again or without; schedules and amounts of data stay as planned."""
+    weights, out = tmp_path / "body.pth", tmp_path / "out"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    given = {"data": scenes, "model": "demo", "short": 64, "long": 64, "unit": 3, "batch": 2, "workers": 0}
+    given |= {"weights": weights, "out": out, "device": "cpu"}
+    monkeypatch.setattr(commands, "measure_speed", lambda *_: Speed(0.1, 0.01))
+    monkeypatch.setattr(commands, "plan_hours", lambda *_: (Size(1, (2,)), "-> planned"))
+
+    def compare(**more: Any) -> int:
+        try:
+            commands.rethink_compare(settings_of("rethink_compare", given | more))
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    assert compare(hours=1, seeds=2, resume=True) == 2  # nothing is planned yet
+    assert "--seeds may come later, with --resume" in capsys.readouterr().err and not out.exists()
+    assert compare(hours=1) == 0
+    planned = (out / "hours.json").read_text()
+    assert compare(hours=1, seeds=2, resume=True, dry_run=True) == 0
+    assert "the arrow, with 2 seeds" in capsys.readouterr().out
+    assert compare(seeds=2, resume=True) == 0
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [(run["schedule"], run["seed"]) for run in runs] == [(2, 0), (2, 1)] * 2
+    assert (out / "hours.json").read_text() == planned
+    assert compare(schedules="2,6", resume=True) == 2
+    assert "--hours plans schedules, seeds and subsets" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("subsets", "told"),
     [("few", "takes"), ("-2", "takes numbers"), ("3,3", "names a number twice"), ("3,99", "images to train on")],
@@ -166,6 +233,34 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
     done = command("rethink_pretrain", *words)
     assert done.returncode == 0, done.stderr
     assert "accuracy 100.0 %" in done.stdout and (tmp_path / "out" / "run" / "weights.safetensors").is_file()
+    results = tmp_path / "out" / "run" / "results.json"
+    older = results.read_text().replace('"code": "', '"code": "of old, ')
+    results.write_text(older)
+    again = command("rethink_pretrain", *words, "--resume")
+    assert again.returncode == 0 and results.read_text() == older  # by which code its weights were made
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("compare --scale 0.02", "--scale: goes with a figure"),
+        ("train --scale 7", "--scale: goes with a recipe"),
+        ("eval run --detections x.json --kinds box,mask", "--detections, --kinds: goes with detections in a file"),
+        (
+            "eval --annotations a.json --detections x.json --data d --augmented",
+            "--data, --augmented: goes with a model",
+        ),
+        ("data --scenes drawn --html page.html", "--html: is for data"),
+        ("data --crops drawn --split 0.2", "--split: goes with data"),
+        ("recipes figure1 --show figure1/r50-gn-scratch-6x", "words: is for the list"),
+        ("evidence less-data --all", "name: is one experiment"),
+    ],
+)
+def test_no_option_is_ignored_in_silence(command: Command, tmp_path: Path, words: str, told: str) -> None:
+    name, *more = words.split()
+    done = command(f"rethink_{name}", *more)
+    assert done.returncode == 2 and told in done.stderr and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -387,6 +482,10 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     assert drawn.returncode == 0 and "in 2 images" in drawn.stdout, drawn.stderr
     with Image.open(tmp_path / "seen" / "pictures" / "000000.png") as picture:
         assert picture.size == (96, 96)
+    repeated = command("rethink_detect", "--config", "seen/config.json", "--out", "anew")
+    assert repeated.returncode == 0 and repeated.stdout == drawn.stdout.replace("seen", "anew"), repeated.stderr
+    missing = command("rethink_detect", "--config", "seen/pictures/none.json")
+    assert missing.returncode == 2 and "none.json: not a json file" in missing.stderr
 
     content = json.loads(annotations(scenes, "val").read_text())
     listed = scenes / "annotations" / "image_info_val.json"

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rethink_imagenet.data.scenes import write_scenes
+from rethink_imagenet.networks.backbones import Body
 from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, locked, read_checkpoint
 from rethink_imagenet.training.logs import read_log
 
@@ -104,12 +106,30 @@ def test_a_changed_run_is_refused_unless_named(train: Callable[..., Done], scene
     assert refused.returncode == 2 and "processes 4, now 1; code 0123456789abcdef, now" in refused.stderr
     assert "--accept processes,code" in refused.stderr
     assert train("out", "--resume", "--accept", "processes,code").returncode == 0
+    assert json.loads(config.read_text()) == older  # its results are those of the older code
     annotations = scenes / "annotations" / "instances_train.json"
     content = json.loads(annotations.read_text())
     content["annotations"][0]["bbox"][2] -= 1
     annotations.write_text(json.dumps(content))
     changed = train("out", "--resume")
     assert changed.returncode == 2 and "of a run with other settings (train " in changed.stderr
+
+
+def test_weights_of_the_same_name_that_are_others(train: Callable[..., Done], tmp_path: Path) -> None:
+    """They are refused, also where only a branch would begin; a folder of old, which has no digest, is accepted."""
+    weights, out = tmp_path / "body.pth", tmp_path / "out"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    words = "--weights", str(weights), "--schedule", "1"
+    assert train("out", *words).returncode == 0
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    refused = train("out", *words, "--resume")
+    assert refused.returncode == 2 and "of a run with other settings (weights_digest " in refused.stderr
+    assert train("out", *words, "--resume", "--accept", "weights_digest").returncode == 0
+    for path, told in ((out / "config.json", "1x/config.json: of a run"), (out / "1x" / "config.json", "")):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in content.items() if key != "weights_digest"}))
+        resumed = train("out", *words, "--resume")
+        assert told in resumed.stderr and resumed.returncode == (2 if told else 0)
 
 
 def test_a_run_in_use_is_refused(train: Callable[..., Done], tmp_path: Path) -> None:

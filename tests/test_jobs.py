@@ -303,6 +303,33 @@ def test_faults_on_a_cluster(tmp_path: Path) -> None:
             submit_jobs([Job("bad", call)], local, tmp_path, 0.1)
 
 
+def be_stopped_once(path: Path) -> None:
+    """As a cluster does that wants its machine back."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def time_out_for_good() -> None:
+    raise SUBMITIT.core.utils.UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+
+def test_a_job_that_a_cluster_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is submitted again, and those that need it begin later; one that timed out too often is told in a line."""
+    local, order = read_cluster("cluster=local"), tmp_path / "order"
+    jobs = [
+        Job("stopped", partial(be_stopped_once, tmp_path / "once")),
+        Job("next", partial(note, order, "next"), ("stopped",)),
+    ]
+    submit_jobs(jobs, local, tmp_path / "jobs", 0.1)
+    assert order.read_text().split() == ["next", "begins", "next", "ends"]
+    said = capsys.readouterr().out
+    assert said.count("stopped: was stopped, and is submitted again") == 1 and said.count(": job ") == 3
+    with pytest.raises(RunStopped, match=r"^late: Job not requeued because: .* Give a larger max_num_timeout"):
+        submit_jobs([Job("late", time_out_for_good)], local, tmp_path / "jobs", 0.1)
+
+
 SBATCH = """#!/bin/sh
 echo "sbatch: error: invalid partition specified: $PARTITION" >&2
 exit 1
@@ -361,10 +388,12 @@ def test_jobs_in_the_queue_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Job("bad", partial(fail, InputError, "a.json: no such file"), ("waits",)),
     ]
     with pytest.raises(InputError, match=r"^bad: a.json: no such file$"):
-        submit_jobs(jobs, read_cluster("partition=small,mem=4GB"), tmp_path / "jobs", 0.1)
+        submit_jobs(jobs, read_cluster("partition=small,mem=4GB,max_num_timeout=7"), tmp_path / "jobs", 0.1)
     assert order.read_text().split() == ["first", "begins", "first", "ends", "second", "begins", "second", "ends"]
     wait_for(beside)
     script = (tmp_path / "queue" / "1.script").read_text()
+    (submitted, *_) = (tmp_path / "jobs").glob("1_submitted.pkl")
+    assert SUBMITIT.core.utils.DelayedSubmission.load(submitted)._timeout_countdown == 7
     assert "--partition=small" in script and "--mem=4GB" in script and "--time=1440" in script
 
 

@@ -214,6 +214,15 @@ def _without_last_layer(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in kept.items()}
 
 # %% ../../nbs/61_pretraining.ipynb #cb1a35b0
+def _tells(results: Path, cost: dict[str, float]) -> bool:
+    "Whether a pre-training has written its results already"
+    try:
+        known = json.loads(results.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and all(known.get(key) == value for key, value in cost.items())
+
+
 def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost: dict[str, float]) -> Path:
     "The weights, with what they cost and how they see pixels; by the first process, for all"
     path, names = folder / "weights.safetensors", {key: about[key] for key in ("backbone", "norm")}
@@ -222,7 +231,8 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
     with fail_together():
         if is_first():
             write_atomically(path, lambda partial: partial.write_bytes(content))
-            write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
+            if not _tells(folder / "results.json", cost):  # else it says by which code they were made
+                write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
     return path
 
 
@@ -246,6 +256,8 @@ def pretrain(
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
     accept: Sequence[str] = (),  # settings that may have changed since the run was interrupted
+    on_nan: str = "stop",  # at a loss that is not finite: "stop", or "skip" the iteration and count it
+    tensorboard: bool = False,  # whether the log is written for TensorBoard as well
 ) -> Path:  # weights.safetensors in the folder
     "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"
     batch, side = settings.batch, settings.side
@@ -254,7 +266,9 @@ def pretrain(
     model = Classifier(len(samples.classes), settings.backbone, settings.norm).to(device)
     iterations = max(1, round(settings.epochs * len(samples) / batch))
     schedule = Schedule.times(1, iterations, linear_rate(settings.rate, batch, 256))
-    run_settings = RunSettings(schedule, batch, evaluate_every=iterations, save_every=1000)
+    run_settings = RunSettings(
+        schedule, batch, evaluate_every=iterations, save_every=1000, on_nan=on_nan, tensorboard=tensorboard
+    )
     held_back = ClassificationSamples(data, side, held_back=True)
     about = asdict(settings) | {"data": samples.fingerprint, "processes": world_size()}
     about |= {"code": code_digest("study.pretraining"), "pixels": [list(model.pixel_mean), list(model.pixel_std)]}

@@ -39,7 +39,7 @@ from ..networks.graphs import Graphs
 from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .pretraining import load_weights
-from .weights import metadata_of, read_weights
+from .weights import metadata_of, read_weights, weights_digest
 from rethink_imagenet.training.checkpoints import (
     check_fit,
     check_settings,
@@ -193,14 +193,22 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     train_set = experiment.train_set
     data: dict[str, Any] = {"train": fingerprint(train_set), "val": fingerprint(experiment.val_set)}
     plan, code = experiment.plan, code_digest("study.studies")
+    with fail_together():
+        own = weights_digest(experiment.weights)
     settings = json.loads(json.dumps(asdict(replace(plan, schedules=(max(plan.schedules),)))))
-    for what, value in (("data set", data), ("version of this library", code), ("plan", settings)):
+    for what, value in (
+        ("data set", data),
+        ("version of this library", code),
+        ("plan", settings),
+        ("file of weights", own),
+    ):
         the_same_everywhere(what, value)
     names = zip(train_set.category_ids, train_set.category_names, strict=True)
     data["categories"] = [{"id": number, "name": name} for number, name in names]
     data |= {"keypoint_names": list(train_set.keypoint_names), "skeleton": [list(limb) for limb in train_set.skeleton]}
     spread = {"processes": world_size(), "at_once": experiment.execution.at_once, "code": code}
-    return {"arm": experiment.arm, "weights": experiment.weights} | data | settings | spread
+    weights = {"weights": experiment.weights} | ({"weights_digest": own} if own else {})
+    return {"arm": experiment.arm} | weights | data | settings | spread
 
 
 def read_saved(
@@ -244,7 +252,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _begin(folder: Path, about: dict[str, Any], accept: tuple[str, ...]) -> dict[str, Any] | None:
-    "Write config.json, or check the one that is there; the results if the run is finished"
+    "The results if the run is finished; else write config.json. One that is there is checked"
     finished = None
     with fail_together():
         if is_first():
@@ -252,8 +260,10 @@ def _begin(folder: Path, about: dict[str, Any], accept: tuple[str, ...]) -> dict
             if known is not None:
                 check_settings(known, about, folder / "config.json", accept)
             finished = _finished(folder)
-    save_json(folder / "config.json", about)
-    return from_first(finished)
+    finished = from_first(finished)
+    if finished is None:  # else config.json tells what the results were made with, whatever was accepted
+        save_json(folder / "config.json", about)
+    return finished
 
 # %% ../../nbs/63_studies.ipynb #bcb95527
 Kind = Literal["box", "mask", "keypoint", "voc"]

@@ -42,7 +42,7 @@ from ..randomness import seed_everything
 from .plans import Execution, Experiment, Plan, samples_seen
 from .recipes import DATA_SETS, Recipe, aligned
 from .studies import computing_with, threads_of
-from ..training.jobs import at_once_for
+from ..training.jobs import at_once_for, cores
 from ..training.loop import backward, optimizer_of
 from ..training.processes import fail_together, from_first, world_size
 
@@ -228,6 +228,16 @@ def evaluations_of(
     return often
 
 
+def _slower(
+    execution: Execution,  # of a comparison
+    beginnings: int,  # jobs that can begin at once
+) -> float:
+    "How many times longer a step takes than measured, where runs have fewer threads than it was measured with"
+    if execution.device != "cpu":
+        return 1.0
+    return threads_of(execution) / threads_of(execution, beginnings) if execution.threads < 0 else 1.0
+
+
 def seconds_of(
     experiment: Experiment,  # the pre-trained arm's
     speed: Speed,  # of this machine
@@ -241,8 +251,10 @@ def seconds_of(
     iterations = [own.family.iterations for own in plans]
     evaluated = [evaluations_of(own) * len(experiment.val_set) for own in plans]
     seconds = [i * speed.step + e * speed.image for i, e in zip(iterations, evaluated, strict=True)]  # of an arm
-    at_once = execution.jobs or at_once_for(execution.device, arms * len(plans), arms * sum(iterations))
-    return max(arms * sum(seconds) / at_once, *seconds)
+    beginnings = arms * len(plans)
+    at_once = execution.jobs or at_once_for(execution.device, beginnings, arms * sum(iterations))
+    at_once = min(at_once, cores()) if execution.device == "cpu" else at_once
+    return _slower(execution, beginnings) * max(arms * sum(seconds) / at_once, *seconds)
 
 # %% ../../nbs/69_timing.ipynb #f5a577b5
 _IMAGES = 0.2  # AP: deviation of a pair's difference over 5,000 images

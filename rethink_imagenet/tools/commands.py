@@ -17,7 +17,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -62,6 +62,7 @@ from rethink_imagenet.evaluation.average_precision import (
     write_submission,
 )
 from ..networks.backbones import Body
+from ..networks.graphs import check_graphs
 from ..study.figures import Part, compare_figure, iterations_of, parts_of, sources_for, with_weights
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from rethink_imagenet.study.pretraining import (
@@ -97,6 +98,7 @@ from rethink_imagenet.study.studies import (
     run_family,
     save_json,
     shared_detections,
+    threads_of,
 )
 from rethink_imagenet.study.timing import (
     assumptions,
@@ -109,6 +111,7 @@ from rethink_imagenet.study.timing import (
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
 from ..study.verdicts import compare
+from ..study.weights import weights_digest
 from .conversion import rules_apart, to_detectron2, to_torchvision
 from rethink_imagenet.tools.experiments import (
     Found,
@@ -151,8 +154,8 @@ from .programs import onnx_file, program_file
 from ..training.checkpoints import check_settings, locked, write_atomically
 from ..training.distributed import LostProcess, all_gpus, device_of, is_speaker, joined, workers_for
 from ..training.jobs import read_cluster
-from ..training.logs import Interrupted, Interruption
-from ..training.loop import compute_deterministically
+from ..training.logs import Interrupted, Interruption, check_tensorboard
+from ..training.loop import compute_deterministically, number_of_parts
 from rethink_imagenet.training.processes import (
     NO_MEMORY,
     OF_THE_DISK,
@@ -183,6 +186,20 @@ def _asking_for_less(told: str, settings: Any = None) -> str:
     return "take a device with more memory, or --device cpu" if "CUDA" in told else "take a machine with more memory"
 
 
+_ADVICE = {
+    "resume": (r"(go on with|then) --resume", "start again"), "on_nan": (r", or --on-nan skip", ""),
+    "accept": (r", or --accept [\w,]+", ""), "workers": (r"take fewer --workers", "give it more memory"),
+}  # fmt: skip
+
+
+def _with_its_options(told: str, settings: Any) -> str:
+    "A fault without the advice of options that a command does not have"
+    for option, (advice, instead) in _ADVICE.items():
+        if option not in flat(settings):
+            told = re.sub(advice, instead, told)
+    return told
+
+
 def one_line_faults(
     command: Callable[..., None],  # to be guarded
 ) -> Callable[..., None]:
@@ -202,6 +219,7 @@ def one_line_faults(
                 told += f"; {_asking_for_less(told, *args)}"
             if isinstance(fault, LostWorker) and args and "resume" in flat(args[0]):
                 told += ", and go on with --resume"
+            told = _with_its_options(told, args[0]) if args else told
             if is_speaker() or not getattr(fault, "shared", False):
                 print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
@@ -483,6 +501,10 @@ def execution_of(
         return Execution(device, workers, accept=_names(accept))
     if how.at_once < 0 or how.save_every < 0:
         raise InputError(f"--at-once {how.at_once}, --save-every {how.save_every}: one is out of range")
+    if how.tensorboard:
+        check_tensorboard()
+    if how.graphs and (device.startswith("cuda") or how.device.startswith("cuda")):
+        check_graphs()
     return Execution(
         device, workers, how.at_once, how.save_every, how.on_nan, how.tensorboard, how.graphs, _names(accept)
     )
@@ -517,6 +539,8 @@ def spread_out(
     jobs, slurm = settings.runs.jobs, settings.runs.slurm
     if not 0 <= jobs <= 1000:
         raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
+    if jobs > 1 and os.name == "nt":
+        raise InputError("--jobs: Windows passes no connections on to the processes of several runs; take --jobs 1")
     if world_size() > 1 and (jobs > 1 or slurm):
         raise InputError("--jobs and --slurm: the processes of torchrun share each run; take torchrun or these")
     if not slurm:
@@ -542,12 +566,12 @@ def precision_of(
     return "bf16" if kind != "mps" and has_bfloat16(kind) else "fp32"
 
 # %% ../../nbs/76_commands.ipynb #66281ec3
-def _target(settings: Any, command: str) -> str:
+def _target(settings: Any) -> str:
     "The device to compute on, perhaps the same way each time; says so where other GPUs are left idle"
     target, how, on_cluster = _device_here(settings), settings.how, _is_on_cluster(settings)
     if isinstance(how, RunOptions) and how.deterministic and (on_cluster or target.startswith("cuda")):
         compute_deterministically()
-    if told := all_gpus(target, command):
+    if told := all_gpus(target, f"rethink_{type(settings).__name__.lower()}"):
         say(told)
     return target
 
@@ -622,7 +646,10 @@ def _pretrained(
     say(f"pre-training {plan.detector.backbone} on {source}")
     backbone, norm = plan.detector.backbone, plan.detector.norm
     settings = Pretraining(backbone, norm, how.epochs, 64, side=how.side, seed=plan.seed)
-    pretrain(source, folder / name, settings, execution.device, execution.workers, execution.accept)
+    pretrain(
+        source, folder / name, settings, execution.device, execution.workers, execution.accept, execution.on_nan,
+        execution.tensorboard,
+    )  # fmt: skip
     return str(weights)
 
 # %% ../../nbs/76_commands.ipynb #19c20a02
@@ -631,16 +658,33 @@ _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "bo
             "seeds", "subsets", "hours"}  # fmt: skip
 
 
-def _check_recipe(settings: Compare | Train, also: Sequence[str] = ()) -> None:
+def _given(settings: Any, names: Collection[str]) -> str:
+    "Those of some options that differ from their defaults, as they are typed"
+    values = flat(settings)
+    options = [option for option in options_of(type(settings)) if option.name in names]
+    return ", ".join(option.typed for option in options if values[option.name] != option.default)
+
+
+def _check_unused(settings: Any, names: Collection[str], told: str) -> None:
+    "Raises InputError if options were given that would do nothing"
+    if said := _given(settings, names):
+        raise InputError(f"{said}: {told}")
+
+
+def _check_recipe(settings: Compare | Train) -> None:
     "Raises InputError if options were given that a recipe settles, or data were not"
-    given, defaults = flat(settings), {option.name: option.default for option in options_of(type(settings))}
-    said = [name for name, value in given.items() if name in {*_SETTLED, *also} and value != defaults[name]]
+    said = _given(settings, _SETTLED)
     if said or not settings.source.data:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
         raise InputError(
             f"a recipe settles what is trained: it takes --data, and of the rest only how to run it"
-            f"{f', not {options}' if said else ''}"
+            f"{f', not {said}' if said else ''}"
         )
+
+
+def _digests(*weights: str) -> dict[str, str]:
+    "What tells files of weights apart that have the same names; nothing where there are no files"
+    found = [digest for source in weights if (digest := weights_digest(source))]
+    return {"weights_digest": ",".join(found)} if found else {}
 
 
 def _check_seed(seed: int) -> None:
@@ -705,6 +749,8 @@ def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
 
 def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
     "Say what each training of a figure would be, and what it would cost; a step of each detector is measured"
+    threads = threads_of(execution, sum(part.goes_on_from(parts) is None for part in parts))
+    execution = replace(execution, threads=threads)
     for part in parts:
         if source := part.goes_on_from(parts):
             more = f"{iterations_of(part, parts):,} iterations with a cascade, from where {source.name} lowers its rate"
@@ -722,17 +768,19 @@ def _compare_figure(settings: Compare) -> None:
         group_named(settings.figure)
         _check_recipe(settings)
         _check_seed(settings.detector.seed)
-        target = _target(settings, "rethink_compare")
+        target = _target(settings)
         execution = execution_of(settings.how, target, settings.folder.accept)
         _check_comparison(how, settings.margin)
         spread_out(execution, settings)
         if how.crops:
             ClassificationSamples(how.crops, how.side)
         parts, precision = _parts(settings, target)
+        for part in parts:
+            number_of_parts(part.plan.batch, settings.how.at_once)
         sources = sources_for(parts, how.weights, bool(how.crops))
         config = {"figure": settings.figure, "scale": settings.scale, "data": data}
         config |= {"pretraining": [how.weights, how.crops, how.side, how.epochs]}
-        config |= {"seed": settings.detector.seed, "precision": precision}
+        config |= {"seed": settings.detector.seed, "precision": precision, **_digests(*sources.values())}
         if is_first() and not settings.size.dry_run:
             inputs = [data, how.crops, *sources.values()]
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
@@ -765,14 +813,15 @@ class _Sized:
     subsets: tuple[int, ...]
 
 
-def _check_size(size: SizeOptions) -> None:
-    "Raises InputError for sizes that there are not"
+def _check_size(size: SizeOptions, planned: bool = False) -> None:
+    "Raises InputError for sizes that there are not; what was planned for some hours may get other seeds"
     if not 0 <= size.seeds <= 100:
         raise InputError(f"--seeds {size.seeds}: takes a number from 1 to 100")
     if not (size.hours == 0 or 0 < size.hours < 1e5):
         raise InputError(f"--hours {size.hours:g}: takes a positive number of hours")
-    if size.hours and (size.schedules or size.seeds or size.subsets):
-        raise InputError("--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets")
+    if size.hours and (size.schedules or size.subsets or (size.seeds and not planned)):
+        told = "--hours plans schedules, seeds and subsets; leave out --schedules, --seeds and --subsets"
+        raise InputError(f"{told}; --seeds may come later, with --resume")
 
 
 def _hours_in(folder: Path) -> dict[str, Any] | None:
@@ -782,6 +831,16 @@ def _hours_in(folder: Path) -> dict[str, Any] | None:
     if known is not None and not all(fits(known.get(key), kind) for key, kind in _HOURS.items()):
         raise InputError(f"{path}: is damaged; remove it, and it will be planned anew")
     return known
+
+
+def _planned_before(settings: Compare | Tune) -> dict[str, Any] | None:
+    "What a comparison that goes on was planned as, and for which hours, in all processes; None where it was not"
+    folder, known = Path(settings.out), None
+    with fail_together():
+        if is_first() and settings.folder.resume:
+            known, hours = _hours_in(folder), (_settings_in(folder) or {}).get("hours")
+            known = known | {"hours": hours} if known and fits(hours, float) else None
+    return from_first(known)
 
 
 def _seeds(settings: Compare | Tune) -> int:
@@ -795,9 +854,11 @@ def _sized(settings: Compare | Tune, experiment: Experiment, planned: dict[str, 
         with fail_together():
             subsets = _amounts(settings.size.subsets, experiment.train_set)
         return _Sized(experiment, _seeds(settings), subsets)
-    say(f"{planned['told']}\nplanned: the line with the arrow; pre-training and judging come on top")
+    seeds = settings.size.seeds or planned["seeds"]
+    other = f", with {seeds} seeds" if seeds != planned["seeds"] else ""
+    say(f"{planned['told']}\nplanned: the line with the arrow{other}; pre-training and judging come on top")
     plan = replace(experiment.plan, schedules=tuple(planned["schedules"]))
-    return _Sized(replace(experiment, plan=plan), planned["seeds"], tuple(planned["subsets"]))
+    return _Sized(replace(experiment, plan=plan), seeds, tuple(planned["subsets"]))
 
 # %% ../../nbs/76_commands.ipynb #dc72e4af
 def _say_few(plan: Plan, at_once: int) -> None:
@@ -816,6 +877,7 @@ def _plan(
     options, size = settings.detector, _size(settings)
     precision = precision_of(options.precision, target, size)
     plan = plan_of(replace(options, model=size, precision=precision), classes, masks, weights, schedules)
+    number_of_parts(plan.batch, settings.how.at_once)
     _say_few(plan, settings.how.at_once)
     return plan
 
@@ -858,15 +920,16 @@ class _Beginning:
     spread: Execution  # of the runs
 
 
-def _begin(settings: Compare | Tune) -> _Beginning:
+def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     "Look at all that was asked for. Raises InputError"
     how, size = settings.pretraining, settings.size
+    _check_unused(settings, ["scale"], "goes with a figure of the paper, such as figure1; leave it out")
     _check_comparison(how, settings.margin)
-    _check_size(size)
+    _check_size(size, planned)
     _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
     grid = read_grid(settings.grid) if settings.grid else {}
-    target = _target(settings, "rethink_compare")
+    target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     spread = spread_out(execution, settings)
     sets, shared = _read_to_train(settings.source, settings.detector.seed)
@@ -875,8 +938,8 @@ def _begin(settings: Compare | Tune) -> _Beginning:
     if weights:
         _check_start(plan, weights)
     _check_start(plan)
-    if grid:
-        plans_of(plan, grid)
+    for _, tried in plans_of(plan, grid) if grid else ():
+        number_of_parts(tried.batch, settings.how.at_once)
     if how.crops:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
@@ -897,15 +960,14 @@ def _on_trial(settings: Compare | Tune, begun: _Beginning) -> Iterator[Experimen
         yield Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", _measurable(begun))
 
 
-def _foretell_comparison(settings: Compare | Tune, begun: _Beginning) -> None:
+def _foretell_comparison(settings: Compare | Tune, begun: _Beginning, planned: dict[str, Any] | None) -> None:
     "Say what a comparison would be, how long it would take, and what it could tell"
-    size = settings.size
+    hours = settings.size.hours
     with _on_trial(settings, begun) as experiment, fail_together():
-        subsets, speed = _amounts(size.subsets, experiment.train_set), measure_speed(experiment)
-        if size.hours:
-            say(plan_hours(experiment, speed, size.hours)[1])
-        else:
-            say(describe_comparison(experiment, speed, _seeds(settings), subsets))
+        if hours and planned is None:
+            return say(plan_hours(experiment, measure_speed(experiment), hours)[1])
+        sized = _sized(settings, experiment, planned)
+        say(describe_comparison(sized.experiment, measure_speed(experiment), sized.seeds, sized.subsets))
 
 
 def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -923,21 +985,25 @@ def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str,
 
 def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
     "What a comparison begins with, and its plan where there are hours; nothing is written before all of it is sound"
-    folder, how, known = Path(settings.out), settings.pretraining, None
+    folder, how, size, known = Path(settings.out), settings.pretraining, settings.size, _planned_before(settings)
+    hours = size.hours or (known or {}).get("hours", 0.0)
+    settings = replace(settings, size=replace(size, hours=hours))
     with fail_together():
-        begun = _begin(settings)
+        begun = _begin(settings, known is not None)
         more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
-        more |= {"hours": settings.size.hours} if settings.size.hours else {}
+        more |= _digests(begun.weights)
+        more |= {"hours": hours} if hours else {}
         config = _config(settings, more, begun.plan)
-        if is_first() and not settings.size.dry_run and not check_folder(folder, config, settings.folder):
+        if is_first() and not size.dry_run and not check_folder(folder, config, settings.folder):
             known = _hours_in(folder)
-    if settings.size.dry_run:
-        return begun, None
-    planned = _hours_planned(settings, begun, known) if settings.size.hours else None
+    if size.dry_run:
+        return begun, known
+    planned = _hours_planned(settings, begun, known) if hours else None
     with fail_together():
         if is_first():
             inputs = _inputs(settings, begun.weights, how.crops)
-            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+            options = _repeatable(settings) | ({"seeds": 0} if hours else {})  # the hours plan them
+            prepare_folder(folder, config, settings.folder, inputs, options)
             if planned:
                 save_json(folder / "hours.json", planned)
     return begun, planned
@@ -948,7 +1014,7 @@ def _compare(settings: Compare | Tune) -> None:
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
     begun, planned = _prepared(settings)
     if settings.size.dry_run:
-        return _foretell_comparison(settings, begun)
+        return _foretell_comparison(settings, begun, planned)
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
     start = begun.weights or _pretrained(folder, how, begun.plan, begun.execution)
     experiment = Experiment(begun.plan, train_set, val_set, folder, start, begun.spread, begun.shared)
@@ -989,7 +1055,7 @@ def rethink_tune(
 # %% ../../nbs/76_commands.ipynb #74321d21
 def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None, Execution]:
     "What will be trained, from which weights, on which data, and how. Raises InputError"
-    target = _target(settings, "rethink_train")
+    target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     _check_seed(settings.detector.seed)
     sets: tuple[Dataset, Dataset] | None
@@ -998,7 +1064,9 @@ def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None
         _check_recipe(settings)
         precision = precision_of(settings.detector.precision, target, "paper" if settings.scale == 1 else "demo")
         plan, weights, sets = _of_recipe(settings, precision)
+        number_of_parts(plan.batch, settings.how.at_once)
         return plan, weights, sets, execution
+    _check_unused(settings, ["scale"], "goes with a recipe, such as table1/r50-gn-scratch-6x; leave it out")
     sets, _ = _read_to_train(settings.source, settings.detector.seed)
     return _plan(settings, sets, settings.weights, settings.schedule, target), settings.weights, sets, execution
 
@@ -1027,7 +1095,7 @@ def rethink_train(
             raise InputError(f"--only {only:g}: is not one of --schedule {settings.schedule}")
         if not settings.dry_run:
             _check_start(plan, weights)
-        more = {"pretraining": [weights], "recipe": [settings.recipe, settings.scale]}
+        more = {"pretraining": [weights], "recipe": [settings.recipe, settings.scale], **_digests(weights)}
         if is_first() and not settings.dry_run:
             inputs, config = _inputs(settings, weights), _config(settings, more, plan)
             prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
@@ -1050,12 +1118,13 @@ def rethink_pretrain(
     settings: Pretrain,  # what was asked for
 ) -> None:
     "Train the body of a detector as a classifier"
-    s, folder, target = settings, Path(settings.out), _target(settings, "rethink_pretrain")
+    s, folder, target = settings, Path(settings.out), _target(settings)
     with fail_together():
         execution = execution_of(s.how, target, s.folder.accept)
         _check_seed(s.seed)
         if min(s.batch, s.side) < 1 or not 0 < s.epochs < 1e6:
             raise InputError(f"--batch {s.batch}, --side {s.side}, --epochs {s.epochs}: one is out of range")
+        number_of_parts(s.batch, at_once=0)
         check_from_scratch(Classifier(2, s.backbone, s.norm))
         if s.data:
             ClassificationSamples(s.data, s.side)
@@ -1158,6 +1227,10 @@ def _write_found(
     print(folder / "detections.json")
 
 # %% ../../nbs/76_commands.ipynb #aa5e35d8
+_OF_A_MODEL = ("data", "val", "images", "split", "augmented", "submission", "out")
+_OF_DETECTIONS = ("annotations", "detections", "kinds")
+
+
 @one_line_faults
 @in_job
 def rethink_eval(
@@ -1167,10 +1240,13 @@ def rethink_eval(
     if not settings.model:
         with fail_together():
             if is_first():
+                _check_unused(settings, _OF_A_MODEL, "goes with a model; name a run or a file of rethink_export")
                 _evaluate_file(settings.annotations, settings.detections, settings.kinds, settings.voc)
         return
-    folder, model, target = Path(settings.out), settings.model, _target(settings, "rethink_eval")
+    folder, model, target = Path(settings.out), settings.model, _target(settings)
     with fail_together():
+        told = f"goes with detections in a file, and {model} makes its own; leave out one or the other"
+        _check_unused(settings, _OF_DETECTIONS, told)
         workers = execution_of(settings.how, target).workers
         if settings.submission:
             check_method(settings.submission)
@@ -1196,7 +1272,7 @@ def rethink_detect(
     settings: Detect,  # what was asked for
 ) -> None:
     "Draw what a trained detector finds in images, and write it in COCO's results format"
-    folder, score, target = Path(settings.out), settings.score, _target(settings, "rethink_detect")
+    folder, score, target = Path(settings.out), settings.score, _target(settings)
     with fail_together():
         workers = execution_of(settings.how, target).workers
     detector, config = _loaded(settings.model)
@@ -1212,7 +1288,7 @@ def rethink_detect(
     found = _detections(detector.to(target), config, dataset, settings.augmented, workers)
     with fail_together():
         if is_first():
-            prepare_folder(folder, about, None)
+            prepare_folder(folder, about, None, options=_repeatable(settings))
             write_atomically(folder / "detections.json", lambda partial: partial.write_text(json.dumps(found)))
             names = write_pictures(dataset, found, categories, folder / "pictures", score)
             drawn = sum(detection["score"] >= score for detection in found)
@@ -1322,11 +1398,13 @@ def rethink_data(
     for path in (settings.scenes, settings.crops, settings.html):
         if path and Path(path).exists():
             raise InputError(f"{path}: exists already; name a new one")
+    sets = _read(settings.source)
+    if sets is None and (settings.scenes or settings.crops):
+        _check_unused(settings, ["model", "decode", "html"], "is for data that are looked at; name them with --data")
     if settings.scenes:
         print(write_scenes(settings.scenes))
     if settings.crops:
         print(write_crops(settings.crops))
-    sets = _read(settings.source)
     if sets is not None:
         _look(settings, sets)
     elif not (settings.scenes or settings.crops):
@@ -1371,6 +1449,7 @@ def rethink_recipes(
     if (settings.on or settings.batch) and not (settings.on and settings.show):
         raise InputError("--on and --batch: say for which recipe and GPUs; take --show NAME --on 8xA100 with them")
     if settings.show:
+        _check_unused(settings, ["words"], f"is for the list of recipes, and --show {settings.show} shows one")
         recipe = recipe_named(settings.show)
         told = describe_on(recipe, settings.on, settings.batch) if settings.on else ""
         print(_in_full(recipe))
@@ -1388,6 +1467,8 @@ def rethink_evidence(
 ) -> None:
     "Carry out an experiment of the book, go on with it, or list them all"
     root = Path(settings.experiments)
+    if settings.all:
+        _check_unused(settings, ["name"], "is one experiment, and --all takes all; leave out one or the other")
     names = sorted(path.parent.name for path in root.glob("*/experiment.toml"))
     if not names:
         raise InputError(f"{root}: holds no experiments; name their folder with --experiments")

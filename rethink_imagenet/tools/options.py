@@ -55,9 +55,6 @@ class DetectorOptions:
     seed: int = 0  # of everything random
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto, fp32 or bf16; auto: bf16 for model paper if supported
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-
 
 @dataclass(frozen=True)
 class PretrainingOptions:
@@ -82,9 +79,6 @@ class RunOptions:
     graphs: bool = False  # on a GPU, record the backbone's work on frequent sizes and replay it; faster for few images
     deterministic: bool = False  # on a GPU, compute the same result to the bit each time, where PyTorch can; slower
     timeout: float = 30.0  # minutes that several processes wait for each other
-
-    def __post_init__(self) -> None:
-        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -314,9 +308,6 @@ class Export:
     size: str = ""  # of a program's images, height x width in pixels; by default the run's --short x --long
     out: str = ""  # new file; by default in runs/export, named after the form
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -433,7 +424,9 @@ def grouped(
     for one in fields(command):
         kind: Any = get_type_hints(command)[one.name]
         given[one.name] = grouped(kind, values) if is_dataclass(kind) else values[one.name]
-    return command(**given)
+    made = command(**given)
+    check_choices(made)
+    return made
 
 
 def flat(
@@ -448,11 +441,11 @@ def flat(
 
 # %% ../../nbs/75_options.ipynb #8db57f9f
 def _fits(value: Any, kind: Any) -> bool:
-    "Whether a value of a json has the type of a setting"
+    "Whether a value has the type of a setting"
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind
@@ -486,7 +479,7 @@ def read_config(
     for name, value in values.items():
         if not _fits(value, known[name].kind):
             raise InputError(f"{path}: {name} is {json.dumps(value)}, and takes {_wanted(known[name].kind)}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return values
 
 # %% ../../nbs/75_options.ipynb #8d6f0c89
 VERSION = f"rethink_imagenet {rethink_imagenet.__version__}"  # as --version tells it
@@ -508,6 +501,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def parser_of(
     name: str,  # of `COMMANDS`
+    by_file: bool = False,  # whether a file of settings may give what must be given
 ) -> argparse.ArgumentParser:
     "The parser of a command; what is not typed is not in its result"
     command = COMMANDS[name]
@@ -518,10 +512,10 @@ def parser_of(
         if option.kind is bool:
             how["action"] = "store_true"
         elif get_origin(option.kind) is tuple:
-            how["nargs"] = "+"
+            how["nargs"] = "*" if by_file else "+"
         else:
             how["type"] = option.kind if option.kind in (int, float) else str
-            how |= {"nargs": "?"} if option.word and option.default is not None else {}
+            how |= {"nargs": "?"} if option.word and (by_file or option.default is not None) else {}
         parser.add_argument(option.typed, **how)
     parser.add_argument("--config", default=argparse.SUPPRESS, help="json of options; typed options take precedence")
     parser.add_argument("--version", action="version", version=VERSION, help="the version of this library")
@@ -533,7 +527,8 @@ def typed_settings(
     words: Sequence[str],  # that were typed
 ) -> Any:  # of the command's type
     "The settings of a command from what was typed and from the file that --config names. Raises InputError"
-    parser, command = parser_of(name), COMMANDS[name]
+    by_file = any(word.partition("=")[0] == "--config" for word in words)
+    parser, command = parser_of(name, by_file), COMMANDS[name]
     given, unknown = parser.parse_known_args(words)
     for one in unknown:
         known = [option.typed for option in options_of(command) if not option.word]
@@ -548,15 +543,29 @@ def typed_settings(
     return settings_of(name, typed)
 
 
+def _as_typed(value: Any, kind: Any) -> Any:
+    "A value out of Python as a shell would give it: paths and numbers are text where text is wanted"
+    if kind is str and type(value) in (int, float):
+        return str(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_as_typed(one, str) for one in value)
+    return str(value) if isinstance(value, Path) else value
+
+
 def settings_of(
     name: str,  # of `COMMANDS`
     given: dict[str, Any],  # values of its settings, by name
 ) -> Any:  # of the command's type
     "The settings of a command, those not given at their defaults. Raises InputError"
     options = options_of(COMMANDS[name])
-    for key in given.keys() - {option.name for option in options}:
-        raise nearest(key, [option.name for option in options], f"argument of {name}")
+    kinds = {option.name: option.kind for option in options}
+    for key in given.keys() - kinds.keys():
+        raise nearest(key, list(kinds), f"argument of {name}")
+    values = {key: _as_typed(value, kinds[key]) for key, value in given.items()}
+    for key, value in values.items():
+        if get_origin(kinds[key]) is not Literal and not _fits(value, kinds[key]):  # `grouped` looks at words
+            raise InputError(f"{key} is {value!r}, and takes {_wanted(kinds[key])}")
     missing = [option.name for option in options if option.default is None and option.name not in given]
     if missing:
         raise InputError(f"{name} needs {' and '.join(missing)}; {name} --help shows an example")
-    return grouped(COMMANDS[name], {option.name: option.default for option in options} | given)
+    return grouped(COMMANDS[name], {option.name: option.default for option in options} | values)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -89,12 +90,17 @@ def figures_of(
     return found
 
 # %% ../../nbs/43_logs.ipynb #6c90ddf7
+def check_tensorboard() -> None:
+    "Raises InputError where TensorBoard is not installed"
+    if find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: not installed; pip install rethink_imagenet[tensorboard]")
+
+
 def _tensorboard(folder: Path, start: int) -> Any:
-    "A writer of TensorBoard's files, which hides what an interrupted run wrote from `start` on"
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard: not installed; pip install rethink_imagenet[tensorboard]") from None
+    "A writer of TensorBoard's files, which hides what an interrupted run wrote from `start` on. Raises InputError"
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=start)
 
 # %% ../../nbs/43_logs.ipynb #f9575899
