@@ -11,4 +11,6 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
 timeout 270 pytest -m gpu -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$OUT/tests.txt"
 status=${PIPESTATUS[0]}
 timeout 190 python benchmarks/gpu.py --seconds 160 --json "$OUT/benchmark.json" 2>&1 | tee "$OUT/benchmark.txt"
-exit "$status"
+measured=${PIPESTATUS[0]}
+[ "$measured" = 124 ] && measured=0  # its time was over, and the rows until then are kept
+exit "$((status ? status : measured))"

@@ -1,11 +1,14 @@
 """The README's table of speed is what benchmarks/table.py makes of the results that benchmarks have left."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import results, table
+from benchmarks import gpu, results, table
+from rethink_imagenet.detection.detectors import DEMO, build
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +51,30 @@ def test_runs_of_one_kind_share_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_each_script_of_the_table_exists() -> None:
     for _, words in table.BENCHMARKS.values():
         assert (ROOT / "benchmarks" / words.split()[0]).is_file()
+
+
+def test_contiguous_images_make_contiguous_maps() -> None:
+    """The weights alone do not: the maps of images in channels_last order are in that order."""
+    model = build(DEMO).to(memory_format=torch.contiguous_format)
+    assert not model.features([torch.rand(3, 64, 96)])[0][0].is_contiguous()
+    with gpu.contiguous_images():
+        assert all(level.is_contiguous() for level in model.features([torch.rand(3, 64, 96)])[0])
+    assert not model.features([torch.rand(3, 64, 96)])[0][0].is_contiguous()
+
+
+SCRIPT = ROOT / "scripts/gpu.sh"
+
+
+@pytest.mark.parametrize(("tests", "benchmark", "expected"), [(0, 0, 0), (1, 0, 1), (0, 3, 3), (0, 124, 0), (5, 3, 5)])
+def test_the_gpus_script_ends_with_what_went_wrong(tests: int, benchmark: int, expected: int, tmp_path: Path) -> None:
+    """A fault of the tests, then one of the benchmark; a benchmark whose time is over is none."""
+    programs = {"python": "exit 0", "nvidia-smi": "echo a card",
+                "timeout": f'[ "$2" = pytest ] && exit {tests}; exit {benchmark}'}  # fmt: skip
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    text = SCRIPT.read_text("utf-8").split("\n")
+    script = "\n".join(line for line in text if not line.startswith("source "))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path / "out")}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, check=False)
+    assert done.returncode == expected, done.stderr

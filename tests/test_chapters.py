@@ -1,6 +1,9 @@
 """The book holds together: chapters in order, links that lead somewhere, names that exist."""
 
 import ast
+import contextlib
+import dataclasses
+import io
 import json
 import re
 import tomllib
@@ -9,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from rethink_imagenet.detection.conventions import CONVENTIONS, Conventions
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT.parent / "shared" / "reference" / "paper.txt"
@@ -91,6 +96,16 @@ def test_what_a_chapter_draws_and_prints_is_stored(chapter: Path) -> None:
             assert cell["outputs"], source[:300]
     data = [output.get("data", {}) for cell in stored for output in cell["outputs"]]
     assert any("image/png" in one or "<svg" in "".join(one.get("text/html", "")) for one in data), "no picture"
+
+
+def test_the_table_of_conventions_is_todays() -> None:
+    """What is stored is what its cell prints."""
+    cells = json.loads((ROOT / "nbs/38_conventions.ipynb").read_text(encoding="utf-8"))["cells"]
+    (cell,) = [cell for cell in cells if "".join(cell["source"]).startswith("def shown(")]
+    names = {"fields": dataclasses.fields, "Conventions": Conventions, "CONVENTIONS": CONVENTIONS}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec("".join(cell["source"]), names)
+    assert "".join(cell["outputs"][0]["text"]) == printed.getvalue()
 
 
 @pytest.mark.parametrize("notebook", [*CHAPTERS, ROOT / "nbs/index.ipynb"], ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms, nms
 
 from rethink_imagenet.detection import suppression
 from rethink_imagenet.detection.suppression import best_first, suppress
-from rethink_imagenet.networks.kernels import interpreted
+from rethink_imagenet.networks.kernels import interpreted, kernel
 from tests.kernels import AMPERE, HOPPER, Launch, compiled, recorded, resources, triton
 
 Problem = tuple[Tensor, Tensor, Tensor, float, int]  # boxes, scores, groups, overlap, number of groups
@@ -39,6 +39,23 @@ def test_the_interpreter_leaves_the_language_as_it_was() -> None:
         _patch_lang(suppression._pairs.fn)
         assert any(dict(vars(part)) != was for part, was in zip(parts, before, strict=True))
     assert [dict(vars(part)) for part in parts] == before
+
+
+@kernel
+def doubled(x: int) -> int:
+    """A function of a kernel."""
+    return x + x
+
+
+def test_the_interpreter_of_triton_3_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no descriptors of tensors, and what it changes in the language comes with nothing to undo it."""
+    from triton.runtime import interpreter
+
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda function: None)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "rewrite", lambda self: self.fn)
+    monkeypatch.delattr(triton.language.core, "tensor_descriptor_base")
+    with interpreted():
+        assert doubled(2) == 4
 
 
 def by_definition(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, number: int) -> Tensor:

@@ -232,6 +232,7 @@ def read_boxes(
     sizes: list[tuple[int, int]],  # height and width of each image in pixels
     wanted: Selection = Selection(),  # which detections are kept
     delta_weights: tuple[float, float, float, float] = BOX_WEIGHTS,  # of the deltas
+    longest: int | None = None,  # no image has more proposals; by default all could be of one
 ) -> list[Detections]:  # of each image: boxes [D, 4] in pixels, labels [D], scores [D], best first
     "Detections of each image; the host waits twice, for the number of candidates and for those of detections"
     probabilities = logits.softmax(dim=1)
@@ -240,10 +241,11 @@ def read_boxes(
     scores, image = probabilities[roi, label], rois[roi, 0].long()
     boxes = clipped(decode(deltas[roi, label], rois[roi, 1:], delta_weights), image, sizes)
     large = ((boxes[:, 2:] - boxes[:, :2]) >= wanted.smallest).all(dim=1)
-    valid, classes = scores.masked_fill(~large, -torch.inf)[None], logits.shape[1]
-    kept = suppress(boxes[None], valid, image * classes + label, wanted.overlap, len(sizes) * classes, len(rois))
-    here = image == torch.arange(len(sizes), device=image.device)[:, None]
-    order, numbers = best_first(valid.expand(len(sizes), -1), kept & here, wanted.number)
+    here = (image == torch.arange(len(sizes), device=image.device)[:, None]) & large
+    valid = scores.expand(len(sizes), -1).masked_fill(~here, -torch.inf)
+    most = len(rois) if longest is None else longest
+    kept = suppress(boxes.expand(len(sizes), -1, -1), valid, label, wanted.overlap, logits.shape[1], most)
+    order, numbers = best_first(valid, kept, wanted.number)
     found = [best[:few] for best, few in zip(order, numbers.tolist(), strict=True)]
     return [{"boxes": boxes[best], "labels": label[best], "scores": scores[best]} for best in found]
 

@@ -290,13 +290,13 @@ class Detector(nn.Module):
     def boxes(
         self,
         pool: Pool,  # features of RoIs: `regions` of a pyramid
-        rois: Tensor,  # [R, 5]
+        proposals: list[Tensor],  # [P, 4] of each image, in pixels
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
     ) -> list[Detections]:  # of each image: boxes [D, 4], labels [D], scores [D]
         "Detections without masks or keypoints from regions"
         head, smallest = self.box_head, self.config.conventions.smallest_detection
-        found = head.predict(pool, rois, sizes)
-        return read_boxes(*found, sizes, Selection(smallest=smallest), head.delta_weights)
+        found = head.predict(pool, as_rois(proposals), sizes)
+        return read_boxes(*found, sizes, Selection(smallest=smallest), head.delta_weights, max(map(len, proposals)))
 
     @torch.no_grad()
     def detect(
@@ -308,7 +308,7 @@ class Detector(nn.Module):
             pyramid, sizes = self.features(images)
             proposals, _ = self.rpn(pyramid, sizes)
             pool = partial(self.regions, pyramid)
-            found = self.boxes(pool, as_rois(proposals), sizes)
+            found = self.boxes(pool, proposals, sizes)
             for head in self.object_heads:
                 found = head.read(pool, found)
         return found

@@ -26,6 +26,7 @@ from rethink_imagenet.detection.boxes import (
     batch_ranks,
     decode,
     encode,
+    in_32_bits,
     limits_of,
     match_boxes,
     mean_weights,
@@ -108,10 +109,10 @@ class RPNHead(nn.Module):
         self,
         pyramid: list[Tensor],  # [B, C, H, W] for each level
     ) -> tuple[list[Tensor], list[Tensor]]:  # for each level [B, H * W * A] logits and [B, H * W * A, 4] deltas
-        "What the network says of each anchor, in the order of `level_anchors`"
-        hidden = [F.relu(self.conv(level)) for level in pyramid]
-        logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
-        deltas = [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
+        "What the network says of each anchor, in the order of `level_anchors`; in 32 bits or more"
+        hidden = [to_32_bits(F.relu(self.conv(level))) for level in pyramid]
+        logits = [in_32_bits(self.objectness, level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
+        deltas = [in_32_bits(self.deltas, level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in hidden]
         return logits, deltas
 
 # %% ../../nbs/32_proposals.ipynb #7196f4b1
@@ -228,8 +229,8 @@ def _best_of_levels(
     "Boxes [B, N, 4] and scores [B, N] of the best anchors of each level, and the level of each [N]"
     boxes, scores, levels = [], [], []
     for level, (fixed, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
-        score, top = to_32_bits(logit).topk(min(number, logit.shape[1]), dim=1)
-        boxes.append(decode(to_32_bits(delta).gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
+        score, top = logit.topk(min(number, logit.shape[1]), dim=1)
+        boxes.append(decode(delta.gather(1, top[..., None].expand(-1, -1, 4)), fixed[top], RPN_WEIGHTS))
         scores.append(score)
         levels.append(torch.full_like(top[0], level))
     return torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
@@ -335,10 +336,6 @@ class RPN(nn.Module):
         proposals = select_proposals(anchors, logits, deltas, sizes, *numbers, chosen)
         if targets is None or generators is None:
             return proposals, {}
-        everywhere = (
-            torch.cat(anchors),
-            to_32_bits(torch.cat(logits, dim=1)),
-            to_32_bits(torch.cat(deltas, dim=1)),
-        )
+        everywhere = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         how = self.settings.losses
         return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, how)

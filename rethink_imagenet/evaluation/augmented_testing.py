@@ -224,8 +224,11 @@ class AugmentedDetector(nn.Module):
             "masks": torch.ones(len(self.passes), len(on_file)).to(on_file),
             "maps": passes_for(on_file, self.passes),
         }
+        needed = counts["maps" if self.detector.mask_head is None else "masks"].any(dim=1).tolist()
         sums: dict[str, Tensor] = {}
-        for p, how in enumerate(self.passes):
+        for p, how in enumerate(self.passes if self.detector.object_heads else ()):
+            if p and not needed[p]:  # the first one gives the shapes, where nothing was found
+                continue
             for key, part in self.drawn(image, how, found, frame).items():
                 part = part * counts[key][p].view(-1, *[1] * (part.ndim - 1))
                 sums[key] = sums[key] + part if key in sums else part

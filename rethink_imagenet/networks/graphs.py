@@ -24,7 +24,8 @@ def can_be_recorded(
     "Whether a module does the same thing each time, and all of it on the device"
     for part in module.modules():
         keeps_count = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-        if keeps_count or part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+        watched = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        if keeps_count or watched:
             return False
     return True
 
@@ -83,7 +84,7 @@ class Graphs:
     def __init__(
         self,
         backbone: nn.Module,  # from a batch [B, 3, H, W] to a list of maps
-        most: int = 8,  # sizes that are recorded
+        most: int = 8,  # sizes that are recorded in training, and as many in testing
         record: Callable[[nn.Module, Tensor, Any], Callable[[Tensor], Any]] = record_graph,  # what makes a graph
         has_room: Callable[[torch.device], bool] = _has_room,  # asked before each
     ):
@@ -109,7 +110,8 @@ class Graphs:
         return list(self.graphs[key](x))
 
     def _worth_it(self, key: tuple[Any, ...], x: Tensor) -> bool:
-        often = self.seen[key] > 2 and len(self.graphs) < self.most
+        training = key[1]
+        often = self.seen[key] > 2 and sum(other[1] == training for other in self.graphs) < self.most
         return often and can_be_recorded(self.backbone) and self.has_room(x.device)
 
     def _recorded(self, x: Tensor) -> Callable[[Tensor], Any]:

@@ -41,7 +41,8 @@ def _language_kept() -> Iterator[None]:
     "A block after which Triton's language is what it was: its interpreter changes it, and leaves some of it changed"
     from triton import language as tl
 
-    parts = tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base
+    known = tl, tl.core, tl.math, tl.tensor, tl.dtype, getattr(tl.core, "tensor_descriptor_base", None)
+    parts = [part for part in known if part is not None]  # Triton 3.2 has no descriptors
     before = [dict(vars(part)) for part in parts]
     try:
         yield
@@ -64,7 +65,8 @@ def interpreted() -> Iterator[None]:
         try:
             return InterpretedFunction(function.fn).rewrite()(*args, **kwargs)
         finally:
-            scope.restore()
+            if scope is not None:  # as from Triton 3.2
+                scope.restore()
 
     _devices.add("cpu")
     try:

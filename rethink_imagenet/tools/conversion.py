@@ -314,7 +314,7 @@ def from_detectron2(
 
 # %% ../../nbs/72_conversion.ipynb #972a3439
 _WHEN_DETECTING = (
-    "anchor_rounding", "anchor_offset", "anchor_strides", "post_nms", "smallest_proposal", "smallest_detection",
+    "anchor_rounding", "anchor_offset", "anchor_strides", "post_nms_over", "smallest_proposal", "smallest_detection",
     "sampling_ratio", "aligned", "mask_pasting",
 )  # fmt: skip
 _ONLY = {
@@ -323,17 +323,23 @@ _ONLY = {
 }
 
 
+def _rules(config: DetectorConfig, system: str) -> dict[str, Any]:
+    "By name the rules that act when a detector detects; of numbers for training and for testing the latter"
+    names = [name for name in (*_WHEN_DETECTING, *_ONLY[system]) if config.cascade or not name.startswith("cascade")]
+    rules = {name: getattr(config.conventions, name) for name in names}
+    rules |= {"post_nms": config.conventions.post_nms[1], "pre_nms": config.pre_nms[1]}
+    one_map = {} if config.backbone == "vgg16" else {"canonical": config.canonical}  # there is no level to choose
+    return rules | {"anchor_scales": config.anchor_scales} | one_map
+
+
 def rules_apart(
     config: DetectorConfig,  # of a detector of ours
     system: Literal["torchvision", "detectron2"],  # that is to have its weights
 ) -> dict[str, tuple[Any, Any]]:  # by the name of the rule, ours and theirs
     "The rules of a detector that act when it detects, where another system's are others by default"
-    theirs, found = CONVENTIONS[system], dict[str, tuple[Any, Any]]()
-    for name in (*_WHEN_DETECTING, *_ONLY[system]):
-        pair = getattr(config.conventions, name), getattr(theirs, name)
-        if pair[0] != pair[1] and (config.cascade or not name.startswith("cascade")):
-            found[name] = pair
-    return found
+    usual = DetectorConfig(backbone=config.backbone, cascade=config.cascade, conventions=CONVENTIONS[system])
+    ours, theirs = _rules(config, system), _rules(usual, system)
+    return {name: (rule, theirs[name]) for name, rule in ours.items() if rule != theirs[name]}
 
 # %% ../../nbs/72_conversion.ipynb #c7f10329
 _PLAIN = replace(DETECTRON2, pixel_std=DETECTRON_STD)
@@ -356,6 +362,16 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+def _without_eps(model: Detector) -> None:
+    "Write the statistics of each frozen BN, with an eps of 0, into its scale and shift"
+    for layer in model.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.weight.mul_(layer.running_var.rsqrt())
+            layer.bias.sub_(layer.running_mean * layer.weight)
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1 - layer.eps)
+
+
 def load_published(
     name: str,  # of `PUBLISHED`
     path: str | Path,  # of the file as it was downloaded
@@ -364,5 +380,9 @@ def load_published(
     if name not in PUBLISHED:
         raise nearest(name, list(PUBLISHED), "published model")
     model, state = Detector(PUBLISHED[name]), read_weights(path)
-    (from_torchvision if PUBLISHED[name].num_classes == 90 else from_detectron2)(model, state, str(path))
+    if PUBLISHED[name].conventions != TORCHVISION:
+        from_detectron2(model, state, str(path))
+    else:
+        from_torchvision(model, state, str(path))
+        _without_eps(model)
     return model
