@@ -131,7 +131,7 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
 def test_what_this_machine_cannot_do_is_refused_first(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a folder is made and anything is trained: TensorBoard, graphs, several runs on Windows, shares of a batch."""
+    """Before a folder is made: TensorBoard, graphs, several runs on Windows, shares of a batch."""
     given = {"data": str(scenes), "model": "demo", "out": str(tmp_path / "out"), "device": "cpu"}
 
     def refused(told: str, name: str = "compare", **more: Any) -> None:
