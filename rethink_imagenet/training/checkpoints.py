@@ -58,11 +58,12 @@ def write_atomically(
         partial.replace(path)
         _flush_names(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise CannotWrite(
             f"{path}: could not be written ({error}); make room or mend the folder, and start again"
         ) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # after any fault; a complete one has its name already
 
 # %% ../../nbs/42_checkpoints.ipynb #ce7887ac
 def digest(
