@@ -341,7 +341,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "keypoints are a number": (lambda c: first(c, "annotations", keypoints=5), "its keypoints are not"),
     "file name is endless": (lambda c: first(c, "images", file_name="x" * 5000), "is missing"),
     "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
-    "file elsewhere": (lambda c: first(c, "images", file_name="../val/000000.png"), "leaves the folder"),
+    "file elsewhere": (lambda c: first(c, "images", file_name="../../other.png"), "leaves the folder"),
     "no size": (lambda c: c["images"][0].pop("width"), 'image number 0 (id 1) has no valid "width"'),
 }  # fmt: skip
 

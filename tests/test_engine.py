@@ -56,7 +56,7 @@ def test_kills(tmp_path: Path, kills: int) -> None:
     assert soak(tmp_path, kills) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_then_without_room_then_finished(
     train: Callable[..., Done], scenes: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
