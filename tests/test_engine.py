@@ -50,7 +50,7 @@ def stop_when_started(words: list[str], run: Path, number: signal.Signals) -> tu
     return process.wait(timeout=120), process.stderr.read() if process.stderr else ""
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills(tmp_path: Path, kills: int) -> None:
     """Killed so many times at random moments, writing of checkpoints included, a run ends with the same bits."""
     assert soak(tmp_path, kills) == []

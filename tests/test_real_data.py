@@ -137,7 +137,7 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
     assert "(74 images)" in results["data"][0] and all({"box", "mask"} <= run.keys() for run in results["runs"])
 
 
-@pytest.mark.parametrize("name", ["bccd", "dsb2018_256"])
+@pytest.mark.parametrize("name", ["bccd", pytest.param("dsb2018_256", marks=pytest.mark.slow)])
 def test_train_on_cells(command: Command, sample_data: Sample, tmp_path: Path, name: str) -> None:
     """VOC's layout with boxes, COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
     words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
