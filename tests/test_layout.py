@@ -144,5 +144,8 @@ def test_repository_holds_no_large_files() -> None:
     if listed.returncode:
         pytest.fail("not a git checkout")
     for name in listed.stdout.split("\0"):
-        if name and not name.endswith("_modidx.py"):  # nbdev's index, which has a line for each definition
-            assert (ROOT / name).stat().st_size < 400_000, f"{name} is large"
+        if name:
+            content = (ROOT / name).read_bytes()
+            if name.endswith("_modidx.py"):  # nbdev aligns its index, which makes more than half of the file
+                content = b"\n".join(line.strip() for line in content.splitlines())
+            assert len(content) < (200_000 if name.endswith("_modidx.py") else 400_000), f"{name} is large"

@@ -106,7 +106,9 @@ def test_some_images_are_evaluated_by_their_own_objects(sample_data: Sample) -> 
     assert evaluate(val, found, masks=False)["voc"]["map"] < 50
 
 
-@pytest.mark.parametrize(("number", "unit"), [(2, 110), pytest.param(8, 250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "unit"), [(2, 110), *(pytest.param(*long, marks=pytest.mark.slow) for long in ((4, 170), (8, 250)))]
+)
 def test_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path, number: int, unit: int) -> None:
     """Losses, targets and read-out fit together: trained and evaluated on the same images, more than 60 box AP."""
     root = sample_data("coco_mini_by")

@@ -214,15 +214,6 @@ def _without_last_layer(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in kept.items()}
 
 # %% ../../nbs/61_pretraining.ipynb #cb1a35b0
-def _tells(results: Path, cost: dict[str, float]) -> bool:
-    "Whether a pre-training has written its results already"
-    try:
-        known = json.loads(results.read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(known, dict) and all(known.get(key) == value for key, value in cost.items())
-
-
 def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost: dict[str, float]) -> Path:
     "The weights, with what they cost and how they see pixels; by the first process, for all"
     path, names = folder / "weights.safetensors", {key: about[key] for key in ("backbone", "norm")}
@@ -231,7 +222,7 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
     with fail_together():
         if is_first():
             write_atomically(path, lambda partial: partial.write_bytes(content))
-            if not _tells(folder / "results.json", cost):  # else it says by which code they were made
+            if not (folder / "results.json").exists():  # else it says by which code they were made
                 write_atomically(folder / "results.json", lambda partial: partial.write_text(text))
     return path
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from ..detection.box_head import Selection
-from ..detection.boxes import RPN_WEIGHTS, decode, to_32_bits
+from ..detection.boxes import RPN_WEIGHTS, decode
 from ..detection.detectors import Detector
 from ..detection.pooling import level_of
 from ..detection.proposals import RPN
@@ -52,8 +52,8 @@ def _proposals(
     rules, (logits, deltas) = rpn.settings.proposals, rpn.head(pyramid)
     boxes, scores = [], []
     for fixed, logit, delta in zip(anchors, logits, deltas, strict=True):
-        score, top = to_32_bits(logit[0]).topk(min(rpn.pre_nms[1], logit.shape[1]))
-        box = _within(decode(to_32_bits(delta[0])[top], fixed[top], RPN_WEIGHTS), size)
+        score, top = logit[0].topk(min(rpn.pre_nms[1], logit.shape[1]))
+        box = _within(decode(delta[0][top], fixed[top], RPN_WEIGHTS), size)
         score = score.masked_fill(~_are_large(box, rules.smallest), -torch.inf)
         boxes.append(box)
         scores.append(score.masked_fill(~_left(box, score, 0.7), -torch.inf))
