@@ -33,8 +33,10 @@ class InputError(ValueError):
     def __init__(
         self,
         message: str,  # in one line; words from files may stand in it as they are
+        **ways: str,  # what a user of a command can do, by the option that it takes, such as accept="--accept code"
     ):
         super().__init__(printable(message))
+        self.ways = ways
 
 # %% ../nbs/01_errors.ipynb #a5be1181
 FARTHEST, FEW = 0.15, 12  # likeness that a name may lack of the nearest's; names that are shown where none is near

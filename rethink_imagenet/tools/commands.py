@@ -159,7 +159,6 @@ from ..training.loop import compute_deterministically, number_of_parts
 from rethink_imagenet.training.processes import (
     NO_MEMORY,
     OF_THE_DISK,
-    LostWorker,
     OutOfMemory,
     RunStopped,
     fail_together,
@@ -186,18 +185,15 @@ def _asking_for_less(told: str, settings: Any = None) -> str:
     return "take a device with more memory, or --device cpu" if "CUDA" in told else "take a machine with more memory"
 
 
-_ADVICE = {
-    "resume": (r"(go on with|then) --resume", "start again"), "on_nan": (r", or --on-nan skip", ""),
-    "accept": (r", or --accept [\w,]+", ""), "workers": (r"take fewer --workers", "give it more memory"),
-}  # fmt: skip
-
-
-def _with_its_options(told: str, settings: Any) -> str:
-    "A fault without the advice of options that a command does not have"
-    for option, (advice, instead) in _ADVICE.items():
-        if option not in flat(settings):
-            told = re.sub(advice, instead, told)
-    return told
+def _told(fault: InputError | RunStopped, settings: Any = None) -> str:
+    "A fault in one line, with the ways out that are options of the command"
+    known = flat(settings) if settings else {}
+    ways = [way for option, way in fault.ways.items() if option in known]
+    if isinstance(fault, OutOfMemory):
+        ways = [_asking_for_less(str(fault), settings)]
+    elif isinstance(fault, RunStopped) and not ways:
+        ways = ["start again"]
+    return " ".join(f"{fault}{'; ' * bool(ways)}{', '.join(ways)}".split())
 
 
 def one_line_faults(
@@ -214,14 +210,8 @@ def one_line_faults(
         except (InputError, RunStopped) as fault:
             if isinstance(fault, LostProcess) and interruption.asked:  # the others were asked too, and were faster
                 fault = Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
-            told = str(fault)
-            if isinstance(fault, OutOfMemory):
-                told += f"; {_asking_for_less(told, *args)}"
-            if isinstance(fault, LostWorker) and args and "resume" in flat(args[0]):
-                told += ", and go on with --resume"
-            told = _with_its_options(told, args[0]) if args else told
             if is_speaker() or not getattr(fault, "shared", False):
-                print(f"{command.__name__}: {' '.join(told.split())}", file=sys.stderr, flush=True)
+                print(f"{command.__name__}: {_told(fault, *args)}", file=sys.stderr, flush=True)
             sys.exit(fault.status if isinstance(fault, RunStopped) else 2)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere

@@ -58,9 +58,7 @@ def write_atomically(
         partial.replace(path)
         _flush_names(path.parent)
     except OSError as error:
-        raise CannotWrite(
-            f"{path}: could not be written ({error}); make room or mend the folder, and start again"
-        ) from None
+        raise CannotWrite(f"{path}: could not be written ({error}); make room or mend the folder") from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)  # after any fault; a complete one has its name already
@@ -382,7 +380,8 @@ def check_settings(
     refused = {key: told for key, told in differences(theirs, told_by_both).items() if key not in accept}
     if refused:
         told, names = "; ".join(refused.values()), ",".join(refused)
-        raise InputError(f"{source}: of a run with other settings ({told}); name another --out, or --accept {names}")
+        accept = f"--accept {names} goes on all the same"
+        raise InputError(f"{source}: of a run with other settings ({told}); name another folder", accept=accept)
 
 
 def check_environment(

@@ -151,9 +151,7 @@ def joined(
         if isinstance(error, RunStopped) or not _is_about_others(error):
             raise
         reason = str(error).splitlines()[0][:160]
-        raise LostProcess(
-            f"process {launch[0]}: another process is gone or hangs ({reason}); go on with --resume"
-        ) from None
+        raise LostProcess(f"process {launch[0]}: another process is gone or hangs ({reason})") from None
     finally:
         gc.collect()  # what wrapped a model would keep the threads of the group alive
         if farewell and dist.is_initialized():

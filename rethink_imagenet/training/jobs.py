@@ -150,7 +150,7 @@ class Circumstances:
             compute_deterministically()
 
 
-Outcome = tuple[type[Exception], str] | None  # kind and text of a fault; None where all is well
+Outcome = InputError | RunStopped | RuntimeError | None  # the fault of a job; None where all is well
 
 
 def outcome_of(
@@ -161,19 +161,19 @@ def outcome_of(
         with fail_together():  # want of memory and of room are faults with a name
             call()
     except (InputError, RunStopped) as fault:
-        return type(fault), str(fault)
+        return fault
     except Exception:  # a bug: its traceback is raised where the job was handed out
-        return RuntimeError, traceback.format_exc()
+        return RuntimeError(traceback.format_exc())
     return None
 
 
 def fault_of(
     name: str,  # of the job
-    outcome: tuple[type[Exception], str],  # its fault
+    outcome: InputError | RunStopped | RuntimeError,  # its fault
 ) -> Exception:  # to be raised
     "The fault of a job, told with its name"
-    kind, text = outcome
-    return (InputError if issubclass(kind, InputError) else kind)(f"{name}: {text}")
+    kind = InputError if isinstance(outcome, InputError) else type(outcome)
+    return kind(f"{name}: {outcome}", **getattr(outcome, "ways", {}))
 
 # %% ../../nbs/46_jobs.ipynb #bbe98547
 def do_jobs(
@@ -380,7 +380,10 @@ def _lost(worker: _Worker) -> RunStopped:
     "The fault of a process that ended without a word"
     status, name = worker.process.returncode, worker.job.name if worker.job else "a process for jobs"
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return RunStopped(f"{name}: its process {ended}; if memory was short, take fewer --jobs; go on with --resume")
+    return RunStopped(
+        f"{name}: its process {ended}",
+        jobs="if memory was short, take fewer --jobs", resume="go on with --resume",
+    )  # fmt: skip
 
 # %% ../../nbs/46_jobs.ipynb #aaa12b90
 def run_jobs(
@@ -397,7 +400,7 @@ def run_jobs(
         if fault or interruption.asked:
             crew.stop()
     if interruption.asked and (not fault or isinstance(fault, Interrupted)):
-        raise Interrupted(f"stopped by {interruption.asked}; what was finished is kept, go on with --resume")
+        raise Interrupted(f"stopped by {interruption.asked}; what was finished is kept")
     if fault:
         raise fault
 
@@ -507,17 +510,20 @@ class Submitted:
         self.circumstances.take_over()
         with suppress(Interrupted), Interruption():
             return outcome_of(self._call)
-        return Interrupted, "stopped; what was finished is kept, go on with --resume"
+        return Interrupted("stopped; what was finished is kept")
 
     def _call(self) -> None:
         "Carry out the call. Raises InputError if the file is not the one that was handed out"
         content = self.path.read_bytes()
         if sha256(content).hexdigest() != self.digest:
-            raise InputError(f"{self.path}: is not the file that was handed out with this job; go on with --resume")
+            raise InputError(
+                f"{self.path}: is not the file that was handed out with this job", resume="go on with --resume"
+            )
         try:
             pickle.loads(content)[self.name]()
         except _submitit().core.utils.UncompletedJobError as error:  # in the place of a signal
-            raise RunStopped(f"{error} Give a larger max_num_timeout to --slurm, and go on with --resume") from None
+            way = "give a larger max_num_timeout to --slurm, and go on with --resume"
+            raise RunStopped(str(error).rstrip("."), slurm=way) from None
 
     def checkpoint(self) -> Any:
         "What submitit puts into the queue again when the time of the job is over"
@@ -564,8 +570,8 @@ class _Queue:
             outcome = job.result()
         except _submitit().core.utils.UncompletedJobError:
             told = f"job {job.job_id} ended without a result ({job.state}), log {job.paths.stderr}"
-            raise RunStopped(f"{name}: {told}; go on with --resume") from None
-        if outcome and not issubclass(outcome[0], Interrupted):
+            raise RunStopped(f"{name}: {told}") from None
+        if outcome and not isinstance(outcome, Interrupted):
             raise fault_of(name, outcome)
         return not outcome
 
@@ -593,4 +599,4 @@ def submit_jobs(
             else:
                 time.sleep(pause)
     if interruption.asked:
-        raise Interrupted(f"stopped by {interruption.asked}; what was finished is kept, go on with --resume")
+        raise Interrupted(f"stopped by {interruption.asked}; what was finished is kept")

@@ -146,7 +146,7 @@ class RunLog:
                     self.writer.add_scalar(name, value, line["iteration"])
                 self.writer.flush()
         except OSError as error:
-            raise CannotWrite(f"{self.path}: could not be written ({error}); make room, then --resume") from None
+            raise CannotWrite(f"{self.path}: could not be written ({error}); make room") from None
 
 # %% ../../nbs/43_logs.ipynb #a045b58c
 Listener = Callable[[str, int, int], object]  # takes the title, the iterations that are done, and their total
@@ -260,7 +260,7 @@ class Interruption:
         "Raises Interrupted in all processes if a signal has come to one"
         with fail_together():
             if self.asked:
-                raise Interrupted(f"stopped by {self.asked}; what was finished is kept, go on with --resume")
+                raise Interrupted(f"stopped by {self.asked}; what was finished is kept")
 
     @contextmanager
     def impatient(self) -> Iterator[None]:

@@ -346,10 +346,11 @@ class Run:
         told = gather(f"losses {found} on images {each.images}" if bad else None)
         with fail_together():
             if self.settings.on_nan == "stop":
+                told_first, newest = next(filter(None, told)), self.newest or "none yet"
                 raise Diverged(
-                    f"iteration {each.iteration}: {next(filter(None, told))}; last good checkpoint: "
-                    f"{self.newest or 'none yet'}; lower the learning rate, or --on-nan skip"
-                )
+                    f"iteration {each.iteration}: {told_first}; last good checkpoint: {newest}",
+                    rate="lower --rate", on_nan="or take --on-nan skip, which leaves such iterations out",
+                )  # fmt: skip
             if is_first():  # whose statistics are those that count
                 _check_finite(self.state.model, self.state.iteration, self.newest)
         self.state.skipped += 1
@@ -361,7 +362,7 @@ def _next_batch(run: Run, batches: Iterator[Any], interruption: Interruption) ->
     try:
         with fail_together():
             if interruption.asked:
-                raise Interrupted(f"stopped after iteration {done} of {total}; go on with --resume")
+                raise Interrupted(f"stopped after iteration {done} of {total}")
             return next(batches)
     except Interrupted:
         run.read()

@@ -94,10 +94,18 @@ class SharedFault(InputError):
 
 
 class RunStopped(RuntimeError):
-    "A run ended before its schedule did; the message says why and what to do"
+    "A run ended before its schedule did; the message says why"
 
     status = 1  # of a command that ends with it
     shared = False  # whether all processes know of it
+
+    def __init__(
+        self,
+        message: str,  # in one line
+        **ways: str,  # what to do, as `InputError` takes them; by default to go on with --resume
+    ):
+        super().__init__(message)
+        self.ways = ways or {"resume": "go on with --resume"}
 
 
 class CannotWrite(RunStopped):
@@ -111,10 +119,10 @@ class OutOfMemory(RunStopped):
 
 
 def _worker_told(said: str) -> str:
-    "What PyTorch says of a worker that is gone, with the likely cause and the way out"
+    "What PyTorch says of a worker that is gone, with the likely cause"
     how = said.rpartition(") ")[2].partition(". ")[0] or "is gone"
     hint = "shared memory is too small; enlarge it (docker --shm-size)" if "Bus error" in said else "the memory ran out"
-    return f"a process that decodes images {how}; most likely {hint}; take fewer --workers"
+    return f"a process that decodes images {how}; most likely {hint}"
 
 
 class LostWorker(RunStopped):
@@ -147,7 +155,8 @@ def memory_told() -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         said = next(iter(str(error).splitlines()), "")
         if said.startswith("DataLoader worker"):  # as PyTorch calls them
-            raise LostWorker(_worker_told(said)) from None
+            ways = {"workers": "take fewer --workers", "resume": "go on with --resume"}
+            raise LostWorker(_worker_told(said), **ways) from None
         told = "" if isinstance(error, (RunStopped, InputError)) else _want_of_memory(error)
         if not told:
             raise
@@ -171,8 +180,9 @@ def fail_together() -> Iterator[None]:
             raise
         fault = CannotWrite(f"{error.filename or 'the disk'}: {error.strerror}; make room or mend the folder")
     if sum_over_processes(torch.tensor(float(fault is not None))):
-        kind, message = next(filter(None, gather(fault and (type(fault), str(fault)))))
-        told = (SharedFault if issubclass(kind, InputError) else kind)(message)
+        first = next(filter(None, gather(fault)))
+        kind = SharedFault if isinstance(first, InputError) else type(first)
+        told = kind(str(first), **first.ways)
         told.shared = True
         raise told from None
 
