@@ -240,10 +240,10 @@ class Body(nn.Module):
         self.channels: list[int] = network.feature_info.channels()
         if not _replace_norms(network, layer) and norm != "none":
             raise InputError(f'backbone "{name}" has no normalization that {norm} could replace; its norm is none')
+        if stride_in_1x1 and not (self.residual and any(isinstance(part, Bottleneck) for part in network.modules())):
+            raise InputError(f'backbone "{name}" has no bottleneck whose stride could be in its 1x1 convolution')
         if self.residual:
             _prepare_residual(network, stride_in_1x1)
-        elif stride_in_1x1:
-            raise InputError(f'backbone "{name}" has no bottleneck whose stride could be in its 1x1 convolution')
         self.__dict__ |= {"network": network, "_modules": network._modules}  # the same layers, by timm's names
         if self.residual:
             self.reset_parameters()
