@@ -291,8 +291,9 @@ class BoxHead(nn.Module):
         width = (channels if layers[0] else in_channels) * 7 * 7
         linear = [nn.Linear(hidden if i else width, hidden) for i in range(layers[1])]
         self.fcs = nn.Sequential(*(part for layer in linear for part in (layer, nn.ReLU(inplace=True))))
-        self.scores = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, 4 * (1 if delta.class_agnostic else num_classes + 1))
+        last = hidden if linear else width
+        self.scores = nn.Linear(last, num_classes + 1)
+        self.deltas = nn.Linear(last, 4 * (1 if delta.class_agnostic else num_classes + 1))
         if settings.linear_fill != "torch":
             for layer in linear:
                 {"detectron": xavier_fill, "msra": msra_fill}[settings.linear_fill](layer)

@@ -150,9 +150,11 @@ def _wrong_labels(labels: Tensor, number: int, classes: int) -> str:
 def _wrong_parts(target: Target, size: tuple[int, ...], config: DetectorConfig) -> str:
     "What is wrong with the masks and keypoints of an image; empty if nothing is"
     number = len(target["boxes"])
-    masks, points = target.get("masks"), target.get("keypoints")
-    if config.masks and masks is None and "polygons" not in target:
+    masks, polygons, points = target.get("masks"), target.get("polygons"), target.get("keypoints")
+    if config.masks and masks is None and polygons is None:
         return "it has neither masks nor polygons, and the detector learns masks"
+    if config.masks and polygons is not None and len(polygons) != number:
+        return f"it has {number} boxes and polygons of {len(polygons)} objects"
     if config.masks and masks is not None and masks.shape != (number, *size):
         return f"its masks are {list(masks.shape)}, not {[number, *size]}"
     if config.keypoints and (points is None or points.shape != (number, config.keypoints, 3)):

@@ -9,7 +9,7 @@ __all__ = ['RATIOS', 'AnchorSettings', 'anchor_forms', 'level_anchors', 'RPNHead
 
 # %% ../../nbs/32_proposals.ipynb #0ef650ec
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
@@ -241,7 +241,7 @@ class ProposalSettings:
     "How many proposals an image has"
 
     number: tuple[int, int] = (1000, 1000)  # in training and in testing (RPN_POST_NMS_TOP_N)
-    over: Literal["image", "batch"] = "image"  # so many of each image, or so many times the images of the batch
+    over: Literal["image", "batch"] = "image"  # in training so many of each image, or as many of all images together
     smallest: float = 1.0  # shortest side in pixels
 
     def __post_init__(self) -> None:
@@ -332,6 +332,8 @@ class RPN(nn.Module):
         "Proposals, and the losses where targets are given"
         anchors, (logits, deltas) = self.anchors(pyramid), self.head(pyramid)
         chosen = self.settings.proposals
+        if not self.training:  # what is found in an image does not depend on its companions
+            chosen = replace(chosen, over="image")
         numbers = self.pre_nms[not self.training], chosen.number[not self.training]
         proposals = select_proposals(anchors, logits, deltas, sizes, *numbers, chosen)
         if targets is None or generators is None:

@@ -235,26 +235,27 @@ class Body(nn.Module):
         if fill not in FILLS:
             raise nearest(fill, list(FILLS), "initializer")
         layer, network = norm_layer(norm), _network(name)
-        self.name, self.fill, self.residual = name, fill, isinstance(network, FeatureListNet) and "layer4" in network
+        self.name, self.fill = name, fill
+        self.residual = isinstance(network, FeatureListNet) and {"conv1", "layer4"} <= set(network)  # timm's `ResNet`
         self.channels: list[int] = network.feature_info.channels()
         if not _replace_norms(network, layer) and norm != "none":
             raise InputError(f'backbone "{name}" has no normalization that {norm} could replace; its norm is none')
+        if stride_in_1x1 and not (self.residual and any(isinstance(part, Bottleneck) for part in network.modules())):
+            raise InputError(f'backbone "{name}" has no bottleneck whose stride could be in its 1x1 convolution')
         if self.residual:
             _prepare_residual(network, stride_in_1x1)
-        elif stride_in_1x1:
-            raise InputError(f'backbone "{name}" has no bottleneck whose stride could be in its 1x1 convolution')
         self.__dict__ |= {"network": network, "_modules": network._modules}  # the same layers, by timm's names
         if self.residual:
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        "A residual network's convolutions random, biases zero, every norm at gamma 1 and beta 0. Raises InputError"
+        "A residual network's convolutions random, biases 0, norms not frozen at gamma 1, beta 0. Raises InputError"
         if not self.residual:
             raise InputError(f'backbone "{self.name}" starts as timm starts it; make a new one to start again')
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 FILLS[self.fill](layer)
-            elif isinstance(layer, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+            elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
                 layer.reset_parameters()
 
     def forward(

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ..errors import nearest
 from .backbones import FILLS
 
 # %% ../../nbs/24_vgg.ipynb #04cc0e0d
@@ -25,6 +26,8 @@ class VGGBody(nn.Module):
         fill: str = "msra",  # initializer of the convolutions, of `FILLS`
     ):
         super().__init__()
+        if fill not in FILLS:
+            raise nearest(fill, list(FILLS), "initializer")
         with torch.device("meta"):
             net: Any = timm.create_model("vgg16")
         self.features = net.features[:-1].to_empty(device=torch.get_default_device())

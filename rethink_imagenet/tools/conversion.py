@@ -314,8 +314,8 @@ def from_detectron2(
 
 # %% ../../nbs/72_conversion.ipynb #972a3439
 _WHEN_DETECTING = (
-    "anchor_rounding", "anchor_offset", "anchor_strides", "post_nms_over", "smallest_proposal", "smallest_detection",
-    "sampling_ratio", "aligned", "mask_pasting",
+    "anchor_rounding", "anchor_offset", "anchor_strides", "smallest_proposal", "smallest_detection", "sampling_ratio",
+    "aligned", "mask_pasting",
 )  # fmt: skip
 _ONLY = {
     "torchvision": ("pixel_mean", "pixel_std"),  # detectron2's state dict holds them
