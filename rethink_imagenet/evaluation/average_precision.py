@@ -280,7 +280,7 @@ def match_coco(
     return evaluation
 
 # %% ../../nbs/51_average_precision.ipynb #073718d1
-ELEVEN_RECALLS = 0.1 * np.arange(11)  # as the development kit counts them: a recall of exactly .3 is below the fourth
+ELEVEN_RECALLS = 0.1 * np.arange(11)  # as NumPy counts them: a recall of exactly .3 is below the fourth
 
 
 def _voc_ap(right: np.ndarray, wrong: np.ndarray, objects: int, eleven_points: bool) -> float:
@@ -402,7 +402,7 @@ def check_method(
     algorithm: str,  # name of the method
 ) -> None:
     "Raises InputError if a name is not of letters, digits, - and ."
-    if not re.fullmatch(r"[\w.-]+", algorithm):
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", algorithm):
         raise InputError(f'"{algorithm}": the name of a method takes letters, digits, - and .')
 
 

@@ -149,6 +149,9 @@ def read_truth(
     "The objects that count, complete for the kinds asked for, in records of our own. Raises InputError"
     source = "the annotations" if isinstance(annotations, dict) else str(annotations)
     content = annotations if isinstance(annotations, dict) else read_json(Path(annotations))
+    for table in ("images", "annotations", "categories"):
+        if not isinstance(content.get(table), list):
+            raise InputError(f"{source}: no list of {table}, which COCO's format has")
     images, categories = _by_id(content, "images", source), _by_id(content, "categories", source)
     for kind in kinds:
         if kind not in KINDS:

@@ -111,7 +111,7 @@ class Conditions:
 
     runs: int = 3  # of each arm
     images: int = 1000  # evaluated on
-    training: float = 1.0  # deviation of a pair's difference from seed to seed, over that from images to images
+    training: float = 1.0  # deviation of a pair's difference by seeds, nothing `shared`, over that by images
     within: float = 0.8  # correlation of images' contributions between runs of an arm, in between..1
     between: float = 0.6  # and between runs of different arms, in 0..1
     shared: float = 0.0  # share of a seed's variance that both arms of the seed have in common, in 0..1

@@ -126,7 +126,7 @@ class Classifier(nn.Module):
 
 # %% ../../nbs/61_pretraining.ipynb #74e99a1c
 def _random_part(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
-    "60 to 100 % of the area, in a form of 3:4 to 4:3, as a square; mirrored half of the time"
+    "60 to 100 % of the area in a form of 3:4 to 4:3, cut at the borders, as a square; mirrored half of the time"
     width, height = image.size
     area, form = width * height * rng.uniform(0.6, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     w, h = min(width, (area * form) ** 0.5), min(height, (area / form) ** 0.5)

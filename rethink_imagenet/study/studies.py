@@ -800,7 +800,7 @@ def _in_its_process(run: StudyRun, at_once: int) -> None:
     execution = run.experiment.execution
     device, workers = device_of(execution.device), execution.workers
     if workers < 0 or device.startswith("cuda"):  # at most what the cores allow
-        most = max(1, workers_for(device) // at_once)
+        most = workers_for(device, at_once)
         workers = most if workers < 0 else min(workers, most)
     alone = at_once == 1 and not execution.cluster  # else the machine's energy is not this run's
     own = replace(execution, device=device, workers=workers, metered=execution.metered and alone)
@@ -818,9 +818,9 @@ def _carry_out_together(study: Study, runs: list[StudyRun], at_once: int) -> Non
         if run.is_finished:
             run.carried_out()  # it is refused if it is of another study
     left = [run for run in runs if not run.is_finished]
-    names = {run.folder for run in left}
+    names, beside = {run.folder for run in left}, 1 if execution.cluster else at_once  # runs on one machine
     jobs = [
-        Job(run.folder, partial(_in_its_process, run, at_once), tuple(names & {run.trunk}), run.iterations)
+        Job(run.folder, partial(_in_its_process, run, beside), tuple(names & {run.trunk}), run.iterations)
         for run in left
     ]
     if execution.cluster:

@@ -35,12 +35,15 @@ from .processes import CannotWrite, RunStopped, fail_together, is_first
 
 # %% ../../nbs/42_checkpoints.ipynb #2568201f
 def _flush_names(folder: Path) -> None:
-    "Bring the names in a folder to the disk, where the system can open a folder; Windows cannot"
+    "Bring the names in a folder to the disk, where that can be asked for; Windows opens no folder"
     if os.name == "nt":
         return
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # a file system that flushes files and no folders
+            raise
     finally:
         os.close(opened)
 

@@ -95,12 +95,13 @@ def all_gpus(
 # %% ../../nbs/45_distributed.ipynb #e8c1dfdf
 def workers_for(
     device: str,  # as `device_of` gives it
+    runs: int = 1,  # at once on this machine, each with such processes
 ) -> int:  # 1, ..., 8
     "How many processes should decode images for a process that trains"
     if device == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+    return max(1, min(8, cores // (runs * int(os.environ.get("LOCAL_WORLD_SIZE", 1))) - 1))
 
 # %% ../../nbs/45_distributed.ipynb #4ffe5696
 class LostProcess(RunStopped):

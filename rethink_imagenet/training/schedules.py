@@ -58,7 +58,7 @@ class Schedule:
 # %% ../../nbs/40_schedules.ipynb #10103fac
 @dataclass(frozen=True)
 class Family:
-    "Schedules that differ in nothing but how long they train at the full rate: a trunk and its branches"
+    "Schedules that differ only in how long they train at the full rate: a trunk and its branches. Raises InputError"
 
     schedules: tuple[Schedule, ...]  # the shortest first
 
@@ -68,6 +68,10 @@ class Family:
             raise InputError("a family takes schedules of different lengths in whole iterations, the shortest first")
         if len({replace(schedule, iterations=0, drops=()) for schedule in self.schedules}) > 1:
             raise InputError("the schedules of a family have the same rate, factor and warm-up")
+        if not all(schedule.drops for schedule in self.schedules[:-1]):
+            raise InputError("each shorter schedule of a family lowers its rate, for there it branches off")
+        if self.trunk.drops and max(self.branch_points, default=0) > self.trunk.drops[0]:
+            raise InputError("no schedule of a family trains longer at the full rate than the longest one")
 
     @property
     def trunk(self) -> Schedule:
