@@ -166,7 +166,7 @@ def test_scenes_are_less_alike_than_photographs(sample_data: Sample) -> None:
 
 
 def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path: Path) -> None:
-    words = ["--data", sample_data("coco_mini_by"), "--model", "demo", "--short", 128, "--unit", 4, "--batch", 4]
+    words = ["--data", sample_data("coco_mini_by"), "--model", "demo", "--unit", 4, "--batch", 4]
     done = command("rethink_compare", *words, "--schedules", "2,3", "--epochs", 0.05, "--out", "out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -176,7 +176,7 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
 @pytest.mark.parametrize("name", ["bccd", pytest.param("dsb2018_256", marks=pytest.mark.slow)])
 def test_train_on_cells(command: Command, sample_data: Sample, tmp_path: Path, name: str) -> None:
     """VOC's layout with boxes, COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
-    words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
+    words = ["--data", sample_data(name), "--model", "demo", "--batch", 4, "--rate", 0.08]
     done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / name / "2x" / "results.json").read_text())
