@@ -14,15 +14,19 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.nn.functional import interpolate
 
 from rethink_imagenet.data.coco import read_coco, trainable
 from rethink_imagenet.data.images import load_image
 from rethink_imagenet.data.loading import TrainingSamples
+from rethink_imagenet.data.scenes import draw_scene
 from rethink_imagenet.data.splits import count, nested_subset, read_splits, select
 from rethink_imagenet.data.transforms import read_sample
-from rethink_imagenet.detection.detectors import MINIATURE, mask_rcnn
+from rethink_imagenet.detection.detectors import MINIATURE, build, mask_rcnn
 from rethink_imagenet.evaluation.average_precision import evaluate
+from rethink_imagenet.networks.normalization import SyncBatchNorm
 from rethink_imagenet.study.plans import Execution, Experiment, Plan
+from rethink_imagenet.study.recipes import RECIPES, miniature
 from rethink_imagenet.study.studies import run_schedule
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -131,8 +135,38 @@ def test_photographs_are_learned_by_heart(sample_data: Sample, tmp_path: Path, n
         assert abs(by_hand - results[kind]["ap"]) < 1e-9
 
 
+def test_scenes_are_less_alike_than_photographs(sample_data: Sample) -> None:
+    """More of a channel's variance lies between drawn scenes than between photographs, in every layer with a norm."""
+    train, _ = read_splits(sample_data("voc2007_trainval_160"))
+    photographs = []
+    for m in range(0, len(train), len(train) // 96):
+        image = torch.from_numpy(load_image(train, m).copy()).permute(2, 0, 1)[None] / 255
+        side = min(image.shape[2:])
+        top, left = ((length - side) // 2 for length in image.shape[2:])
+        square = image[:, :, top : top + side, left : left + side]
+        photographs.append(interpolate(square, (96, 96), mode="bilinear", antialias=True)[0])
+    scenes = [torch.from_numpy(draw_scene(0, n)[0]).permute(2, 0, 1) / 255 for n in range(len(photographs))]
+    torch.manual_seed(0)
+    model = build(miniature(RECIPES["figure4/r50-syncbn-scratch-6x"], 0.005).base.detector)
+    shares: dict[str, list[float]] = {}
+
+    def note(name: str, x: torch.Tensor) -> None:
+        means = x.mean(dim=(2, 3))
+        shares.setdefault(name, []).append((means.var(dim=0) / x.var(dim=(0, 2, 3))).mean().item())
+
+    for name, layer in model.backbone.named_modules():
+        if isinstance(layer, SyncBatchNorm):
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
+    with torch.no_grad():
+        for images in (scenes, photographs):
+            model.features(images)
+    assert len(shares) > 10 and all(drawn > photographed for drawn, photographed in shares.values()), shares
+    drawn, photographed = shares["body.conv1.1"]
+    assert drawn > 2 * photographed, shares
+
+
 def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path: Path) -> None:
-    words = ["--data", sample_data("coco_mini_by"), "--model", "demo", "--short", 128, "--unit", 4, "--batch", 4]
+    words = ["--data", sample_data("coco_mini_by"), "--model", "demo", "--unit", 4, "--batch", 4]
     done = command("rethink_compare", *words, "--schedules", "2,3", "--epochs", 0.05, "--out", "out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -142,7 +176,7 @@ def test_compare_on_photographs(command: Command, sample_data: Sample, tmp_path:
 @pytest.mark.parametrize("name", ["bccd", pytest.param("dsb2018_256", marks=pytest.mark.slow)])
 def test_train_on_cells(command: Command, sample_data: Sample, tmp_path: Path, name: str) -> None:
     """VOC's layout with boxes, COCO's with bitmaps: a real AP after a minute each, by VOC's rule as well."""
-    words = ["--data", sample_data(name), "--model", "demo", "--short", 128, "--batch", 4, "--rate", 0.08]
+    words = ["--data", sample_data(name), "--model", "demo", "--batch", 4, "--rate", 0.08]
     done = command("rethink_train", *words, "--schedule", 2, "--unit", 60, "--out", name)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / name / "2x" / "results.json").read_text())

@@ -35,12 +35,16 @@ def read_grid(
         name, _, values = (word.strip() for word in part.partition("="))
         if name not in TUNABLE:
             raise nearest(name, list(TUNABLE), "setting to tune")
+        if name in grid:
+            raise InputError(f'"{text}": names {name} twice; put its values into one list, with commas between')
         try:
             grid[name] = [_value(name, word.strip()) for word in values.split(",")]
         except ValueError:
             raise InputError(
                 f'"{part}": takes numbers with commas between; the field short also takes ranges such as 512-800'
             ) from None
+        if len(set(grid[name])) < len(grid[name]):
+            raise InputError(f'"{part}": names a value twice')
     if not grid:
         raise InputError(f'"{text}": no grid; give for example "rate=0.02,0.04; factor=0.1,0.02"')
     return grid

@@ -443,6 +443,12 @@ def _changed(plan: Plan, options: DetectorOptions) -> dict[str, Any]:
     changed: dict[str, Any] = {key: getattr(options, key) for key in names if getattr(options, key)}
     if not all(0 <= value < 1e9 for value in changed.values()):
         raise InputError(f"settings must be positive: {', '.join(f'{key} {value}' for key, value in changed.items())}")
+    long = changed.get("long", plan.long)
+    if changed.get("short", 0) > long:
+        raise InputError(
+            f"--short {changed['short']}: would change nothing, since the longer side of the images has at most {long} "
+            "pixels; give a larger --long as well"
+        )
     if "batch" in changed and "unit" not in changed:  # as many images as before: the linear rule
         changed["unit"] = round(plan.unit * plan.batch / changed["batch"])
     if "short" in changed:
@@ -1186,7 +1192,7 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
     "The figures of detections that exist"
     if not (annotations and detections):
         raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
-    _say_figures(evaluate_coco(annotations, detections, kinds.split(",")))
+    _say_figures(evaluate_coco(annotations, detections, [kind.strip() for kind in kinds.split(",")]))
     if voc:
         _say_voc(annotations, detections)
 
@@ -1264,6 +1270,8 @@ def rethink_detect(
     "Draw what a trained detector finds in images, and write it in COCO's results format"
     folder, score, target = Path(settings.out), settings.score, _target(settings)
     with fail_together():
+        if not 0 <= score <= 1:
+            raise InputError(f"--score {score:g}: takes a number from 0 to 1")
         workers = execution_of(settings.how, target).workers
     detector, config = _loaded(settings.model)
     categories = [category | {"skeleton": config.get("skeleton", [])} for category in config["categories"]]
@@ -1446,7 +1454,7 @@ def rethink_recipes(
         if told:
             print("", told, "", assumptions(), sep="\n")
         return
-    some = find(*filter(None, settings.words.split(","))) if settings.words else list(RECIPES.values())
+    some = find(*_names(settings.words)) if settings.words else list(RECIPES.values())
     rows = [{"recipe": r.name, "data": r.data, "iterations": f"{r.iterations:,}", "paper": _paper(r)} for r in some]
     print(aligned(rows))
 
