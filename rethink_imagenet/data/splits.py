@@ -432,7 +432,7 @@ def fingerprint(
 def count(
     dataset: Dataset,  # to count
 ) -> dict[str, int]:
-    "Images, instances (without crowds and difficult ones) and pixels of one pass over the data set (paper, Fig. 2)"
+    "Images, instances (without crowds and difficult ones) and pixels of the files, each image once (paper, Fig. 2)"
     return {
         "images": len(dataset),
         "instances": int(dataset.usable.sum()),
