@@ -74,7 +74,7 @@ def _are_of_labelme(files: Sequence[Path]) -> bool:
     if not files or not files[0].is_file():
         return False
     with files[0].open("rb") as file:
-        return b'"shapes"' in file.read(1000)
+        return re.search(rb'"shapes"\s*:\s*\[', file.read(1000)) is not None
 
 
 def _way_out(folder: Path, split: str) -> str:
