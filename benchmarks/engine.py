@@ -84,7 +84,7 @@ def overhead(
 def scenes(folder: Path) -> TrainingSamples:
     """What the small detector is trained on: 400 scenes of 96 pixels, 8 at a time."""
     root = write_scenes(folder / "scenes", train=400, val=1)
-    return TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96, batch=8)
+    return TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (96, 96), 96)
 
 
 def small_run(folder: Path) -> tuple[TrainingSamples, Run]:
@@ -126,9 +126,7 @@ def paper() -> None:
     """The paper's detector on two images of 480x640, with a checkpoint in every 2500 iterations."""
     with tempfile.TemporaryDirectory() as temporary:
         root = write_scenes(Path(temporary) / "scenes", train=40, val=1)
-        samples = TrainingSamples(
-            read_coco(root / "annotations" / "instances_train.json"), 0, (554, 554), 1333, batch=2
-        )
+        samples = TrainingSamples(read_coco(root / "annotations" / "instances_train.json"), 0, (554, 554), 1333)
         schedule = Schedule(8, (7,), rate=0.0025, warmup=2)
         settings = RunSettings(schedule, batch=2, log_every=4, save_every=100, evaluate_every=100)
         seconds, share = overhead(DetectorConfig(), samples, settings, workers=1, warm_up=3)
@@ -228,7 +226,7 @@ def train_alone_or_together(root: str, out: str, batch: str) -> None:
     with joined(timeout=5):
         scenes = read_coco(Path(root) / "scenes" / "annotations" / "instances_train.json")
         images = int(batch) * world_size()
-        samples = TrainingSamples(scenes, 0, (96, 96), 96, batch=images)
+        samples = TrainingSamples(scenes, 0, (96, 96), 96)
         settings = RunSettings(Schedule(120, (100,), rate=0.01, warmup=20), images, log_every=20, save_every=1000)
         seed_everything(0)
         model = build(replace(DEMO, channels=64, box_number=64))

@@ -73,7 +73,7 @@ def fits(
     value: Any,  # out of a file
     kind: Any,  # a type, such as `dict[str, float]`
 ) -> bool:
-    "Whether a value is of a type, down to its parts; numbers must be finite, and true is no number"
+    "Whether a value is of a type, down to its parts; a number must lie between -2^63 and 2^63, and true is none"
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return True

@@ -30,7 +30,7 @@ def generator_of(
 
 
 def seed_everything(
-    seed: int,  # any integer of 0 or more
+    seed: int,  # from 0 to 2^32 - 1, as NumPy's global generator takes it
 ) -> None:
     "Seed the global generators, which the random weights of a new model are drawn from"
     random.seed(seed)

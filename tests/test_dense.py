@@ -20,7 +20,7 @@ from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import TrainingSamples
 from rethink_imagenet.detection.detectors import DetectorConfig, build
 from rethink_imagenet.randomness import seed_everything
-samples = TrainingSamples(read_coco(sys.argv[1]), 0, (800, 800), 1333, batch=1)
+samples = TrainingSamples(read_coco(sys.argv[1]), 0, (800, 800), 1333)
 seed_everything(0)
 model = build(DetectorConfig()).train()
 image, target = samples[0]

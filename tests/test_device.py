@@ -266,7 +266,7 @@ def trained(
     fields = {"batch": 2, "log_every": 100, "evaluate_every": 100, "save_every": 100}
     fields["updates"] = Plan(config).updates
     with Device() as device, nullcontext() if fused else groups_by_pytorch():
-        source = TrainingSamples(data, 0, (96, 96), 160, batch=2, keypoints=config.keypoints > 0)
+        source = TrainingSamples(data, 0, (96, 96), 160, keypoints=config.keypoints > 0)
         samples = Watched(source, device)
         settings = RunSettings(schedule, **fields | pace)
         log = train(model.to(name), samples, settings, folder, about=about or {}, workers=0)
@@ -360,7 +360,7 @@ def test_layouts_of_parameters_and_momentum(scenes: tuple[Dataset, Dataset], tmp
     plan = Plan(replace(DEMO, cascade=True), schedules=(1,), unit=4, batch=2, cascade_last=2)
     trained(plan.before_switch.detector, scenes[0], tmp_path / "before", "cuda", steps=2, about={"plan": 1})
     switch_over(tmp_path / "before", plan, tmp_path / "after", {"plan": 1}, {"plan": 2})
-    samples = TrainingSamples(scenes[0], 0, (96, 96), 160, batch=2)
+    samples = TrainingSamples(scenes[0], 0, (96, 96), 160)
     images, targets = zip(*(samples[p] for p in (4, 5)), strict=True)
     for folder, config, about in (("before", plan.before_switch.detector, 1), ("after", plan.detector, 2)):
         with Device():

@@ -50,7 +50,7 @@ torch.set_num_threads(1)
 
 
 def take_a_step(norm, emptied):
-    samples = TrainingSamples(read_coco(source), 0, (64, 128), 192, batch=2)
+    samples = TrainingSamples(read_coco(source), 0, (64, 128), 192)
     seed_everything(0)
     rules = replace(DEMO.conventions, normalize_over="image")
     model = build(replace(DEMO, norm=norm, conventions=rules, num_classes=80)).double().train()

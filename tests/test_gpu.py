@@ -97,7 +97,7 @@ def test_rasters(device: torch.device) -> None:
 
 def batch_of(data: Dataset, number: int = 2, side: int = 96, keypoints: bool = False) -> Batch:
     """Some samples as training sees them, with the seeds of their draws."""
-    samples = TrainingSamples(data, 0, (side, side), 2 * side, batch=number, keypoints=keypoints)
+    samples = TrainingSamples(data, 0, (side, side), 2 * side, keypoints=keypoints)
     images, targets = zip(*(samples[p] for p in range(number)), strict=True)
     return Batch(list(images), list(targets), samples.draws(range(number)))
 

@@ -45,7 +45,7 @@ def assert_same(here: Any, there: Any, some: int) -> None:
 @pytest.mark.parametrize("short", [(96, 96), (60, 140)])
 def test_training(workers: int, short: tuple[int, int], scenes: Dataset) -> None:
     """As large as the file, and at drawn sizes; mirrored and not."""
-    samples = TrainingSamples(scenes, 3, short, 200, batch=2)
+    samples = TrainingSamples(scenes, 3, short, 200)
     assert_same(*(training_batches(samples, 2, 0, 8, workers, device) for device in ("cpu", "mps")), some=16)
     assert len({samples.raw(p)[0].mirrored for p in range(16)}) == 2  # type: ignore[index]
 

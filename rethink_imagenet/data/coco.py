@@ -220,9 +220,10 @@ class FileFinder:
 
     @cached_property
     def _bounds(self) -> tuple[str, str]:
-        "The folder and the one around it, without links"
+        "The folder and the one around it, without links; the folder alone where all of a disk is around it"
         real = os.path.realpath(self.folder)
-        return real, os.path.dirname(real)
+        around = os.path.dirname(real)
+        return real, real if around == os.path.dirname(around) else around
 
     @cached_property
     def _real(self) -> dict[str, str]:

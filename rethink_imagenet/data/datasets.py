@@ -68,7 +68,9 @@ class Polygons:
         return len(self.instances) - 1
 
     def __getitem__(self, n: int) -> list[np.ndarray]:
-        "The rings [V, 2] of one instance"
+        "The rings [V, 2] of one instance, counted from 0. Raises IndexError"
+        if not 0 <= n < len(self):
+            raise IndexError(f"instance {n} of {len(self)}")
         bounds = self.rings[self.instances[n] : self.instances[n + 1] + 1]
         return [self.points[start:stop] for start, stop in pairwise(bounds)]
 
@@ -159,7 +161,9 @@ class Dataset:
         self,
         m: int,  # position of the image
     ) -> slice:
-        "Where the objects of image m stand in the columns"
+        "Where the objects of image m stand in the columns. Raises IndexError"
+        if not 0 <= m < len(self):
+            raise IndexError(f"image {m} of {len(self)}")
         return slice(int(self.starts[m]), int(self.starts[m + 1]))
 
     @property

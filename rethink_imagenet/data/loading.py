@@ -93,16 +93,17 @@ class TrainingSamples(FileSamples):
         seed: int = 0,  # of the run
         short: tuple[int, int] = (800, 800),  # the shorter side is drawn from this range, ends included
         long: int = 1333,  # largest length of the longer side
-        batch: int = 1,  # samples an iteration, for the canvas
         keypoints: bool = False,  # only images with a labelled keypoint
     ):
-        self.dataset, self.seed, self.short, self.long, self.batch = dataset, seed, short, long, batch
+        self.dataset, self.seed, self.short, self.long = dataset, seed, short, long
         if dataset.keypoints is not None:
             mirrored_order(dataset.keypoint_names)  # raises InputError here, before a worker would
         self.images = trainable(dataset, keypoints)
+        if not len(self.images):
+            what = "a labelled keypoint" if keypoints else "an object to train on"
+            raise InputError(f"{dataset.source}: none of its images has {what}")
         heights, widths = dataset.sizes[self.images].T
         self.portrait = heights > widths
-        self._newest: tuple[int, tuple[int, int]] = (-1, (0, 0))
         self._keeps = 3 * int(np.prod(dataset.sizes[self.images], axis=1, dtype=np.int64).sum()) <= KEPT_BYTES
         self._kept: dict[int, tuple[RawImage, Target]] = {}  # by position of the image
 
@@ -114,18 +115,6 @@ class TrainingSamples(FileSamples):
         entries = 2 * len(self.images)
         position, mirrored = pass_order(self.portrait, self.seed, p // entries)[p % entries]
         return int(self.images[position]), bool(mirrored), *_drawn(self.seed, p, *self.short)
-
-    def canvas(
-        self,
-        t: int,  # number of the iteration
-    ) -> tuple[int, int]:
-        "The largest height and the largest width of the samples of iteration t, in pixels"
-        if t != self._newest[0]:
-            places = [self.place(p) for p in range(t * self.batch, (t + 1) * self.batch)]
-            files = [(*self.dataset.sizes[m].tolist(), short) for m, _, short, _ in places]
-            sizes = [resized_size(height, width, short, self.long) for height, width, short in files]
-            self._newest = t, (max(height for height, _ in sizes), max(width for _, width in sizes))
-        return self._newest[1]
 
     def _read(self, m: int) -> tuple[RawImage, Target]:
         "Image m and its objects, from memory where they are kept. Raises InputError"
@@ -151,10 +140,14 @@ class TrainingSamples(FileSamples):
 
     def draws(
         self,
-        positions: Sequence[int],  # numbers of samples of one iteration, one or more
+        positions: Sequence[int],  # numbers of the samples of one iteration, one or more
     ) -> Draws:
-        "What a detector draws by when it learns from these samples"
-        return Draws(tuple(self.place(p)[3] for p in positions), self.canvas(positions[0] // self.batch))
+        "What a detector draws by when it learns from these samples, and their largest height and width in pixels"
+        places = [self.place(p) for p in positions]
+        files = [(*self.dataset.sizes[m].tolist(), short) for m, _, short, _ in places]
+        sizes = [resized_size(height, width, short, self.long) for height, width, short in files]
+        canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
+        return Draws(tuple(seed for *_, seed in places), canvas)
 
 # %% ../../nbs/18_loading.ipynb #1cc784b9
 def _packed(sample: Any) -> Any:
@@ -289,8 +282,9 @@ def training_batches(
     positions: Any = _Positions(batch, start, stop, part, parts)
     draws = getattr(samples, "draws", None)
     with closing(_batches(_loader(samples, workers, device, batch_sampler=positions))) as batches:
-        for (images, targets), numbers in zip(batches, positions, strict=True):
-            yield Batch(images, targets, draws(numbers) if draws else None)
+        for t, (images, targets) in zip(range(start, stop), batches, strict=True):
+            drawn = draws(range(t * batch, (t + 1) * batch)).part(part, parts) if draws else None  # one canvas for all
+            yield Batch(images, targets, drawn)
 
 # %% ../../nbs/18_loading.ipynb #fddeee13
 class EvaluationSamples(FileSamples):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/10_run_lengths.ipynb #4a0a2a61
-_GROUPS = 7  # of five bits: a run is shorter than 2^34 pixels
+_GROUPS = 6  # of five bits: a run is shorter than 2^29 pixels
 
 
 def _well_formed(texts: list[bytes]) -> np.ndarray:  # [N] bool
@@ -90,7 +90,7 @@ def are_sound(
 ) -> np.ndarray:  # [N] bool
     "Which run-length encodings decode to exactly so many pixels"
     sound, size = np.zeros(len(counts), bool), np.asarray(pixels, np.int64)
-    texts = [one.encode() if isinstance(one, str) else one for one in counts]
+    texts = [one.encode(errors="surrogatepass") if isinstance(one, str) else one for one in counts]
     places = np.array([i for i, text in enumerate(texts) if isinstance(text, bytes)], np.int64)
     strings = [texts[i] for i in places]
     for begin, end in _portions(strings):

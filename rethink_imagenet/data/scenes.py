@@ -20,6 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..randomness import stream
 
 # %% ../../nbs/11_scenes.ipynb #8cc6f31d
@@ -320,7 +321,9 @@ def write_scenes(
     objects: tuple[int, int] = (1, 5),  # fewest and most shapes that are placed in an image to train on
     classes: int = len(SCENE_SHAPES),  # the first so many of `SCENE_SHAPES`
 ) -> Path:  # `folder`
-    "Draw a data set of scenes into `folder`, laid out as COCO is. Raises FileExistsError"
+    "Draw a data set of scenes into `folder`, laid out as COCO is. Raises FileExistsError or InputError"
+    if not 1 <= classes <= len(SCENE_SHAPES):
+        raise InputError(f"{classes} classes of scenes: there are {len(SCENE_SHAPES)}, and at least 1 is needed")
     folder = Path(folder)
     with _set_aside(folder) as partial:
         (partial / "annotations").mkdir()

@@ -138,7 +138,7 @@ def _apart(boxes: Tensor) -> Tensor:
 
 def resize(
     image: Image,  # [3, H, W]
-    target: Target,  # of the image
+    target: Target,  # of the image, with polygons; `masks` are left as they are
     short: int = 800,  # wanted length of the shorter side in pixels
     long: int = 1333,  # largest length of the longer side
 ) -> tuple[Image, Target]:
@@ -187,7 +187,7 @@ def mirrored_order(
 
 def flip(
     image: Image,  # [3, H, W]
-    target: Target,  # of the image
+    target: Target,  # of the image, with polygons; `masks` are left as they are
     keypoint_names: tuple[str, ...] = (),  # of the data set
 ) -> tuple[Image, Target]:
     "The mirror image, left for right, with its target"

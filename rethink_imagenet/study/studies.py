@@ -425,7 +425,7 @@ def _trained(training: _Training) -> tuple[Detector, list[dict[str, Any]]]:
     model, keypoints = _initialized(experiment).to(execution.device), plan.detector.keypoints > 0
     if execution.graphs and execution.device.startswith("cuda"):
         model.graphs = Graphs(model.backbone)
-    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch, keypoints)
+    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, keypoints)
     evaluate_now = _evaluator(plan, experiment.val_set, folder, execution.workers)
     return model, train(
         model, samples, training.run_settings, folder, evaluate_now, training.about, execution.workers, execution.accept
@@ -442,8 +442,8 @@ def first_losses(
     plan, execution = experiment.plan, experiment.execution
     plan = plan.before_switch if plan.cascade_last else plan
     model = _initialized(replace(experiment, plan=plan)).to(execution.device)
-    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, plan.batch,
-                              plan.detector.keypoints > 0)  # fmt: skip
+    keypoints = plan.detector.keypoints > 0
+    samples = TrainingSamples(experiment.train_set, plan.seed, plan.short, plan.long, keypoints)
     settings = plan.run_settings(n, execution)
     settings = replace(settings, schedule=replace(settings.schedule, iterations=iterations), branches=())
     log = train(model, samples, settings, folder, workers=execution.workers)
