@@ -26,7 +26,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.coco import read_json
 from ..data.datasets import Dataset
@@ -38,6 +37,7 @@ from ..detection.mask_head import PASTING, encode_mask
 from ..errors import InputError
 from .records import FIELDS, KINDS, number_of_keypoints, read_results, read_truth
 from ..training.checkpoints import write_atomically
+from ..training.logs import EVALUATING, Progress
 
 # %% ../../nbs/51_average_precision.ipynb #252bee47
 def coco_results(
@@ -98,14 +98,15 @@ def predict(
     "The detections in all images of a data set. Raises InputError where an image does not open"
     device, pasting = next(model.parameters()).device, model.config.conventions.mask_pasting
     results: list[dict[str, Any]] = []
-    bar = tqdm(total=len(samples), desc="evaluating", disable=None, leave=False, unit="image")
-    with bar, contextlib.closing(evaluation_batches(samples, batch, workers, device)) as batches:
+    done, progress = 0, Progress(EVALUATING, len(samples), unit="image", pause=30)
+    with progress, contextlib.closing(evaluation_batches(samples, batch, workers, device)) as batches:
         for images, targets in batches:
             found = model.detect([image.to(device, non_blocking=True) for image in images])
             for detections, target, image in zip(found, targets, images, strict=True):
                 shape = (image.shape[1], image.shape[2])
                 results += coco_results(detections, target, shape, samples.dataset.category_ids, pasting)
-            bar.update(len(images))
+            done += len(images)
+            progress.update(done)
     return results
 
 # %% ../../nbs/51_average_precision.ipynb #2a15cf62

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, nearest
 from .checkpoints import write_atomically
-from .logs import Interrupted, Interruption, clock, progress_told_to
+from .logs import EVALUATING, Interrupted, Interruption, clock, progress_told_to
 from .loop import compute_deterministically
 from .processes import RunStopped, fail_together, world_size
 
@@ -64,6 +64,7 @@ class Ledger:
         self.jobs, self.waiting, self.done = list(jobs), list(jobs), set[str]()
         self.left = {job.name: job.work for job in jobs}
         self.worked, self.began = 0.0, 0.0  # work of this session, and when it began
+        self.evaluations: dict[str, tuple[float, float]] = {}  # by job: when one began, and the share that is done
 
     def chains(self) -> dict[str, float]:
         "For each job, the work that is left in the longest chain of jobs that begins with it"
@@ -97,12 +98,24 @@ class Ledger:
             self.began = time.monotonic()
         self.left[name] = left
 
+    def hear_evaluating(
+        self,
+        name: str,  # of a job whose work is done
+        done: int,  # images
+        total: int,  # images
+    ) -> None:
+        "Note how far the evaluation is with which a job ends; those on the way are part of its pace"
+        if not self.left[name]:
+            began = self.evaluations[name][0] if done and name in self.evaluations else time.monotonic()
+            self.evaluations[name] = began, done / max(1, total)
+
     def end(
         self,
         name: str,  # of a job that has ended well
     ) -> None:
         "Note that a job is done"
         self.left[name] = 0.0
+        self.evaluations.pop(name, None)
         self.done.add(name)
 
     @property
@@ -114,11 +127,13 @@ class Ledger:
         self,
         at_once: int,  # jobs
     ) -> float | None:  # None while nothing is known
-        "How long all jobs will still take, by the pace so far"
-        if not self.worked:
-            return None
-        each = (time.monotonic() - self.began) * at_once / self.worked
-        return each * max(sum(self.left.values()) / at_once, max(self.chains().values()))
+        "How long all jobs will still take, by the pace so far; evaluations that have not begun are left out"
+        now = time.monotonic()
+        ends = [(now - began) * (1 - share) / share for began, share in self.evaluations.values() if share]
+        if self.worked:
+            each = (now - self.began) * at_once / self.worked
+            ends.append(each * max(sum(self.left.values()) / at_once, max(self.chains().values())))
+        return max(ends, default=None)
 
     def line(
         self,
@@ -128,7 +143,8 @@ class Ledger:
         seconds, total = self.seconds_left(at_once), sum(job.work for job in self.jobs) or 1.0
         share = 1 - min(1.0, sum(self.left.values()) / total)
         left = "" if seconds is None else f", {clock(seconds)} left"
-        return f"{len(self.done)} of {len(self.jobs)} done, {100 * share:.0f} % of the work{left}"
+        looks = f", {len(self.evaluations)} in evaluation" if self.evaluations else ""
+        return f"{len(self.done)} of {len(self.jobs)} done, {100 * share:.0f} % of the work{looks}{left}"
 
 # %% ../../nbs/46_jobs.ipynb #d0e6f34b
 @dataclass(frozen=True)
@@ -217,10 +233,10 @@ def _teller(hands: Connection, pause: float = 0.2) -> Callable[[str, int, int], 
     last = [0.0]
 
     def tell(title: str, done: int, total: int) -> None:
-        if time.monotonic() - last[0] > pause or done == total:
+        if time.monotonic() - last[0] > pause or done in (0, total):
             last[0] = time.monotonic()
             with suppress(OSError):  # the run will hear of it as a signal
-                hands.send(("at", done, total))
+                hands.send((EVALUATING if title == EVALUATING else "at", done, total))
 
     return tell
 
@@ -337,6 +353,8 @@ class _Crew:
                 worker.ready = True
             elif worker.job and event[0] == "at":
                 self.ledger.hear(worker.job.name, *event[1:])
+            elif worker.job and event[0] == EVALUATING:
+                self.ledger.hear_evaluating(worker.job.name, *event[1:])
             elif worker.job and event[0] == "ended":
                 self._pass_on(worker, all_of_it=True)
                 fault = fault_of(worker.job.name, event[1]) if event[1] else None
