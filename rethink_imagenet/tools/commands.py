@@ -446,8 +446,8 @@ def _changed(plan: Plan, options: DetectorOptions) -> dict[str, Any]:
     long = changed.get("long", plan.long)
     if changed.get("short", 0) > long:
         raise InputError(
-            f"--short {changed['short']}: would change nothing, since the longer side of the images has at most {long} "
-            "pixels; give a larger --long as well"
+            f"--short {changed['short']}: the longer side of an image has at most {long} pixels, and its shorter side "
+            "no more; give a larger --long as well"
         )
     if "batch" in changed and "unit" not in changed:  # as many images as before: the linear rule
         changed["unit"] = round(plan.unit * plan.batch / changed["batch"])
@@ -527,16 +527,21 @@ def _check_elsewhere(settings: Compare | Tune) -> None:
         raise InputError(f"{told}; {'; '.join(ways)}; or say --device cpu, if the cluster has none")
 
 
+def _check_jobs(jobs: int) -> None:
+    "Raises InputError for a number of runs that cannot go on at once here"
+    if not 0 <= jobs <= 1000:
+        raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
+    if jobs > 1 and os.name == "nt":
+        raise InputError("--jobs: Windows passes no connections on to the processes of several runs; take --jobs 1")
+
+
 def spread_out(
     execution: Execution,  # of one run after the other
     settings: Compare | Tune,  # as typed
 ) -> Execution:
     "How a study is carried out: how many runs go on at once, and where. Raises InputError"
     jobs, slurm = settings.runs.jobs, settings.runs.slurm
-    if not 0 <= jobs <= 1000:
-        raise InputError(f"--jobs {jobs}: takes a number from 1 to 1000")
-    if jobs > 1 and os.name == "nt":
-        raise InputError("--jobs: Windows passes no connections on to the processes of several runs; take --jobs 1")
+    _check_jobs(jobs)
     if world_size() > 1 and (jobs > 1 or slurm):
         raise InputError("--jobs and --slurm: the processes of torchrun share each run; take torchrun or these")
     if not slurm:
@@ -1465,6 +1470,7 @@ def rethink_evidence(
 ) -> None:
     "Carry out an experiment of the book, go on with it, or list them all"
     root = Path(settings.experiments)
+    _check_jobs(settings.jobs)
     if settings.all:
         _check_unused(settings, ["name"], "is one experiment, and --all takes all; leave out one or the other")
     names = sorted(path.parent.name for path in root.glob("*/experiment.toml"))
