@@ -155,6 +155,7 @@ def test_a_killed_worker_is_one_line_about_memory() -> None:
         for _ in training_batches(Killed(), 2, 0, 6, workers=1):
             time.sleep(0.01)
     assert len(str(told.value).splitlines()) == 1 and told.value.status == 1
+    assert told.value.ways == {"workers": "take fewer --workers", "resume": "go on with --resume"}
 
 
 STOPPED = """

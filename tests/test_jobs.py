@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -134,22 +134,28 @@ def test_two_at_once_in_environments_of_their_own(tmp_path: Path, nobody_left: N
 
 
 @pytest.mark.parametrize(
-    ("call", "kind", "told"),
+    ("call", "kind", "told", "ways"),
     [
-        (partial(fail, InputError, "a.json: no such file"), InputError, "bad: a.json: no such file"),
-        (kill_itself, RunStopped, "bad: its process was ended by SIGKILL"),
+        (partial(fail, InputError, "a.json: no such file"), InputError, "bad: a.json: no such file", []),
+        (
+            kill_itself,
+            RunStopped,
+            "bad: its process was ended by SIGKILL",
+            ["if memory was short, take fewer --jobs", "go on with --resume"],
+        ),
     ],
 )
 def test_the_first_fault_is_told_and_the_others_save(
-    tmp_path: Path, nobody_left: None, call: Callable[[], None], kind: type[Exception], told: str
+    tmp_path: Path, nobody_left: None, call: Callable[[], None], kind: type[Exception], told: str, ways: list[str]
 ) -> None:
     """Its kind stays; what goes on beside it saves and ends; what comes after it is not begun."""
     after = Job("after", partial(write_state, tmp_path / "after"), ("bad",))
     wait = Job("wait", partial(wait_for, tmp_path / "beside.begun"), (), 9.0)
     beside = Job("beside", partial(work_until_asked, tmp_path / "beside"), (), 8.0)
     bad = Job("bad", call, ("wait",), 1.0)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=told) as fault:
         run_jobs([wait, beside, bad, after], [{}, {}])
+    assert list(cast(Any, fault.value).ways.values()) == ways
     assert (tmp_path / "beside").read_text() == "saved" and not (tmp_path / "after").exists()
 
 
@@ -302,8 +308,9 @@ def test_faults_on_a_cluster(tmp_path: Path) -> None:
         (partial(fail, InputError, "a.json: no such file"), InputError, "^bad: a.json: no such file$"),
         (kill_itself, RunStopped, "bad: job .* ended without a result .*, log "),
     ):
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=told) as fault:
             submit_jobs([Job("bad", call)], local, tmp_path, 0.1)
+        assert fault.value.ways == ({"resume": "go on with --resume"} if kind is RunStopped else {})
 
 
 def be_stopped_once(path: Path) -> None:
@@ -331,7 +338,7 @@ def test_a_job_that_a_cluster_stops(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said.count("stopped: was stopped, and is submitted again") == 1 and said.count(": job ") == 3
     with pytest.raises(RunStopped, match=r"^late: Job not requeued because: ") as told:
         submit_jobs([Job("late", time_out_for_good)], local, tmp_path / "jobs", 0.1)
-    assert "give a larger max_num_timeout" in told.value.ways["slurm"]
+    assert told.value.ways == {"slurm": "give a larger max_num_timeout to --slurm, and go on with --resume"}
 
 
 SBATCH = """#!/bin/sh

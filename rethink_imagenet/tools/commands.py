@@ -193,7 +193,7 @@ def _told(fault: InputError | RunStopped, settings: Any = None) -> str:
         ways = [_asking_for_less(str(fault), settings)]
     elif isinstance(fault, RunStopped) and not ways:
         ways = ["start again"]
-    return " ".join(f"{fault}{'; ' * bool(ways)}{', '.join(ways)}".split())
+    return " ".join("; ".join([str(fault), *ways]).split())
 
 
 def one_line_faults(

@@ -33,6 +33,7 @@ from ..data.scenes import write_crops, write_scenes
 from ..data.splits import read_splits
 from ..detection.detectors import build
 from ..errors import InputError, fits, made_from, nearest
+from ..evaluation.average_precision import Figures
 from ..evaluation.resampling import MARGIN, difference_between, verdict_of
 from ..study.plans import PLANS, Execution, Experiment, Plan
 from ..study.pretraining import Pretraining, pixel_statistics, pretrain, pretraining_cost
@@ -707,15 +708,19 @@ def runs_by_place(
     return places
 
 # %% ../../nbs/74_experiments.ipynb #1864c905
+def _tested(found: Found, system: str, run: RunResults) -> Figures:
+    "The figures of a run that count for a system: those of the test with augmentation where the system asks for it"
+    augmented = next(one.augmented for one in found.design.systems if one.name == system)
+    return run["augmented"] if augmented else run
+
+
 def table_of_seeds(
     found: Found,  # an experiment so far
 ) -> list[dict[str, str]]:  # for `aligned`
     "The AP at each place of an experiment: mean over seeds, lowest, highest"
     kind, table = cast(Kind, found.design.metric), []
-    augmented = {system.name for system in found.design.systems if system.augmented}
     for (system, arm, images, schedule), runs in runs_by_place(found).items():
-        tested = [run["augmented"] if system in augmented else run for run in runs]
-        ap = [figures[kind][KINDS[kind][1]] or 0.0 for figures in tested]
+        ap = [_tested(found, system, run)[kind][KINDS[kind][1]] or 0.0 for run in runs]
         row = {"system": system} if system else {}
         row |= {"arm": NAMES[arm], "images": f"{images:,}", "schedule": f"{schedule:g}x", "seeds": str(len(ap))}
         table.append(
@@ -756,7 +761,10 @@ def gap_table(
                 continue
             for kind, key in metrics:
                 row = {"system": system} if system else {}
-                figures = ({run["seed"]: float(cast(Any, run)[kind][key]) for run in arm} for arm in arms)
+                figures = (
+                    {run["seed"]: float(cast(Any, _tested(found, system, run))[kind][key]) for run in arm}
+                    for arm in arms
+                )
                 table.append(row | {"schedule": f"{n:g}x", "metric": f"{kind} {key}"} | _gap_row(*figures))
     return table
 

@@ -349,7 +349,7 @@ class Run:
                 told_first, newest = next(filter(None, told)), self.newest or "none yet"
                 raise Diverged(
                     f"iteration {each.iteration}: {told_first}; last good checkpoint: {newest}",
-                    rate="lower --rate", on_nan="or take --on-nan skip, which leaves such iterations out",
+                    rate="lower the learning rate", on_nan="--on-nan skip leaves such iterations out",
                 )  # fmt: skip
             if is_first():  # whose statistics are those that count
                 _check_finite(self.state.model, self.state.iteration, self.newest)
