@@ -15,6 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from faster_coco_eval import COCO as FastCOCO
 from faster_coco_eval import COCOeval_faster
+from faster_coco_eval import mask as fast_mask
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
@@ -152,22 +154,23 @@ def _compressed(mask: Any, image: dict[str, Any]) -> dict[str, Any]:
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
-def _of_kind(result: dict[str, Any], kind: str, image: dict[str, Any]) -> dict[str, Any]:
-    "What pycocotools reads of a detection of a kind: with its box as well, it would sort a mask by the box's size"
-    wanted = {key: result[key] for key in ("image_id", "category_id", "score", FIELDS[kind])}
-    if kind == "mask":
-        wanted["segmentation"] = _compressed(result["segmentation"], image)
-    return wanted
+def _shapes(results: list[dict[str, Any]], kind: str, truth: dict[str, Any]) -> list[Any]:
+    "The boxes, masks or keypoints of detections; all masks as run-length encodings with a string"
+    shapes = [one[FIELDS[kind]] for one in results]
+    if kind != "mask":
+        return shapes
+    sizes = {record["id"]: record for record in truth["images"]}
+    return [_compressed(shape, sizes[one["image_id"]]) for shape, one in zip(shapes, results, strict=True)]
 
 
-def _areas(detections: list[dict[str, Any]], kind: str) -> list[float]:
+def _areas(shapes: list[Any], kind: str) -> list[float]:
     "The sizes of detections: of their boxes, of their masks, or of the boxes around their keypoints"
     if kind == "mask":
-        return [int(coco_mask.area(detection["segmentation"])) for detection in detections]
+        return fast_mask.area(shapes).tolist()
     if kind == "box":
-        sides = [detection["bbox"][2:] for detection in detections]
+        sides = [box[2:] for box in shapes]
     else:
-        sides = [np.ptp(np.reshape(detection["keypoints"], (-1, 3)), axis=0)[:2] for detection in detections]
+        sides = [np.ptp(np.reshape(points, (-1, 3)), axis=0)[:2] for points in shapes]
     return np.reshape(np.array(sides, float), (-1, 2)).prod(axis=1).tolist()
 
 
@@ -183,13 +186,14 @@ def _annotations(truth: dict[str, Any], image: dict[int, int], category: dict[in
 def _detections(
     results: list[dict[str, Any]], kind: str, truth: dict[str, Any], image: dict[int, int], category: dict[int, int]
 ) -> list[dict[str, Any]]:
-    "The detections of some categories as an index of them has them, numbered in the same way"
-    sizes = {record["id"]: record for record in truth["images"]}
-    own = [_of_kind(one, kind, sizes[one["image_id"]]) for one in results if one["category_id"] in category]
-    for i, (one, area) in enumerate(zip(own, _areas(own, kind), strict=True), 1):
-        one["id"], one["area"], one["iscrowd"] = i, area, 0
-        one["image_id"], one["category_id"] = image[one["image_id"]], category[one["category_id"]]
-    return own
+    "The detections of some categories as an index has them, numbered likewise; a mask comes without its box"
+    own = [one for one in results if one["category_id"] in category]
+    shapes = _shapes(own, kind, truth)
+    return [
+        {"id": i, "image_id": image[one["image_id"]], "category_id": category[one["category_id"]],
+         "score": one["score"], FIELDS[kind]: shape, "area": area, "iscrowd": 0}
+        for i, (one, shape, area) in enumerate(zip(own, shapes, _areas(shapes, kind), strict=True), 1)
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -204,7 +208,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-_ENGINE = (FastCOCO, COCOeval_faster)  # the classes of an index and of an evaluation
+_ENGINE = (FastCOCO, partial(COCOeval_faster, rle_iou_max_workers=1))  # what makes an index and an evaluation
 
 
 def _evaluation(
@@ -419,9 +423,11 @@ def write_submission(
     if kind not in KINDS:
         raise InputError(f'"{kind}" is no kind of detection; there are {", ".join(KINDS)}')
     content = dataset.ground_truth if isinstance(dataset.ground_truth, dict) else read_json(dataset.ground_truth)
-    images = {image["id"]: image for image in content["images"]}
     found = read_results(detections, content, [kind])
-    results = [_of_kind(detection, kind, images[detection["image_id"]]) for detection in found]
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "score")} | {FIELDS[kind]: shape}
+        for one, shape in zip(found, _shapes(found, kind, content), strict=True)
+    ]
     about = "person_keypoints" if kind == "keypoint" else "detections"
     name = f"{about}_{dataset.source.stem.rpartition('_')[2]}_{algorithm}_results"
     path = Path(folder) / f"{name}.zip"
