@@ -324,6 +324,9 @@ def write_scenes(
     "Draw a data set of scenes into `folder`, laid out as COCO is. Raises FileExistsError or InputError"
     if not 1 <= classes <= len(SCENE_SHAPES):
         raise InputError(f"{classes} classes of scenes: there are {len(SCENE_SHAPES)}, and at least 1 is needed")
+    if side < 8 or not 0 <= objects[0] <= objects[1] or min(train, val, seed) < 0:
+        told = f"{train} and {val} scenes of {side} pixels with {objects[0]} to {objects[1]} shapes, seed {seed}"
+        raise InputError(f"{told}: a side has 8 pixels or more, the other numbers are 0 or more, in order")
     folder = Path(folder)
     with _set_aside(folder) as partial:
         (partial / "annotations").mkdir()

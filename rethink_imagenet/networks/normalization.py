@@ -67,8 +67,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         y, number, mean, variance = _normalized_together(x.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
         if number > 0:
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum or 0)
-            self.running_var.lerp_(variance * (number / (number - 1).clamp(min=1)), self.momentum or 0)
+            share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (number / (number - 1).clamp(min=1)), share)
         scale, shift = (parameter.view(1, -1, 1, 1) for parameter in (self.weight, self.bias))
         return (y * scale + shift).to(x.dtype)
 

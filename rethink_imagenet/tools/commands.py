@@ -736,6 +736,15 @@ def _check_comparison(how: PretrainingOptions, margin: float) -> None:
     if not (0 < how.epochs < 1e6 and 0 < margin < 100):
         raise InputError(f"--epochs {how.epochs}, --margin {margin}: one of them is out of range")
 
+
+def _check_pretraining(settings: Compare | Tune, weights: Collection[str]) -> None:
+    "Raises InputError if options of a pre-training were given where nothing is pre-trained, as all weights exist"
+    if all(weights):
+        told = (
+            "goes with a pre-training here, and what is asked for needs none; leave it out, or name images with --crops"
+        )
+        _check_unused(settings, ["side", "epochs"], told)
+
 # %% ../../nbs/76_commands.ipynb #19c20a03
 def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     "What there is to train for a figure, and its precision"
@@ -779,6 +788,7 @@ def _compare_figure(settings: Compare) -> None:
         for part in parts:
             number_of_parts(part.plan.batch, settings.how.at_once)
         sources = sources_for(parts, how.weights, bool(how.crops))
+        _check_pretraining(settings, sources.values())
         config = {"figure": settings.figure, "scale": settings.scale, "data": data}
         config |= {"pretraining": [how.weights, how.crops, how.side, how.epochs]}
         config |= {"seed": settings.detector.seed, "precision": precision, **_digests(*sources.values())}
@@ -929,6 +939,7 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     _check_size(size, planned)
     _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
+    _check_pretraining(settings, [weights])
     grid = read_grid(settings.grid) if settings.grid else {}
     target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)

@@ -64,7 +64,7 @@ class UpdateSettings:
 
     bias_rate: float = 2.0  # learning rate of biases over that of weights
     decay_biases: bool = False  # whether weight decay acts on biases
-    decay_norms: bool = False  # whether it acts on the scale and shift of normalizations
+    decay_norms: bool = False  # whether it acts on the scale and shift of normalizations, and on ConvNeXt's scales
 
 
 def parameter_groups(
@@ -79,8 +79,9 @@ def parameter_groups(
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
+                bias, vector = name == "bias", parameter.dim() == 1
                 norm = isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
-                parts[norm, name == "bias"].append(parameter)
+                parts[norm or (vector and not bias), bias].append(parameter)
     groups = []
     for (norm, bias), parameters in parts.items():
         decayed = settings.decay_norms if norm else settings.decay_biases if bias else True
