@@ -188,9 +188,32 @@ def test_a_plan_by_hours_gets_more_seeds(
     assert compare(seeds=2, resume=True) == 0
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [(run["schedule"], run["seed"]) for run in runs] == [(2, 0), (2, 1)] * 2
-    assert (out / "hours.json").read_text() == planned
+    assert json.loads((out / "hours.json").read_text()) == json.loads(planned) | {"typed": 2}
+    assert compare(resume=True) == 0 and "the arrow, with 2 seeds" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["runs"] == runs
     assert compare(schedules="2,6", resume=True) == 2
     assert "--hours plans schedules, seeds and subsets" in capsys.readouterr().err
+
+
+def test_a_comparison_that_goes_on_keeps_what_it_was_given(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its seeds, amounts and margin, unless others are typed."""
+    weights, out = tmp_path / "body.pth", tmp_path / "out"
+    torch.save(Body("resnet10_025").state_dict(), weights)
+    given = {"data": scenes, "model": "demo", "short": 64, "long": 64, "unit": 2, "batch": 2, "workers": 0}
+    given |= {"weights": weights, "out": out, "device": "cpu", "schedules": "2"}
+
+    def compare(**more: Any) -> tuple[set[int], float]:
+        commands.rethink_compare(settings_of("rethink_compare", given | more))
+        results = json.loads((out / "results.json").read_text())
+        return {run["seed"] for run in results["runs"]}, results["margin"]
+
+    first = compare(seeds=2, margin=2.0)
+    assert first == ({0, 1}, 2.0) and "as before" not in capsys.readouterr().out
+    assert compare(resume=True) == first and "as before: --seeds 2, --margin 2.0" in capsys.readouterr().out
+    assert compare(resume=True, seeds=3)[0] == {0, 1, 2}
+    assert compare(resume=True)[0] == {0, 1, 2}
 
 
 @pytest.mark.parametrize(

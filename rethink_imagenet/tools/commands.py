@@ -147,6 +147,7 @@ from rethink_imagenet.tools.options import (
     Train,
     Tune,
     flat,
+    grouped,
     options_of,
 )
 from .pictures import PAIR_NAME, picture_names, write_pictures, write_side_by_side
@@ -812,7 +813,7 @@ def _typed() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 # %% ../../nbs/76_commands.ipynb #9b924fdc
-_HOURS = {"seeds": int, "schedules": list[float], "subsets": list[int], "told": str}
+_HOURS = {"seeds": int, "schedules": list[float], "subsets": list[int], "told": str, "typed": int}  # seeds typed later
 
 
 @dataclass(frozen=True)
@@ -839,6 +840,7 @@ def _hours_in(folder: Path) -> dict[str, Any] | None:
     "What was planned in a folder before, if anything. Raises InputError"
     path = folder / "hours.json"
     known = read_saved(path)
+    known = known and {"typed": 0} | known
     if known is not None and not all(fits(known.get(key), kind) for key, kind in _HOURS.items()):
         raise InputError(f"{path}: is damaged; remove it, and it will be planned anew")
     return known
@@ -854,6 +856,24 @@ def _planned_before(settings: Compare | Tune) -> dict[str, Any] | None:
     return from_first(known)
 
 
+_KEPT = {"seeds": int, "subsets": str, "margin": float}  # a comparison that goes on has these as before
+
+
+def _as_before(settings: Compare | Tune) -> Compare | Tune:
+    "A comparison that goes on, with what it had in the place of options that were not typed, in all processes"
+    known: Any = None
+    with fail_together():
+        if is_first() and settings.folder.resume:
+            known = (_settings_in(Path(settings.out)) or {}).get("options")
+    known, typed = from_first(known), flat(settings)
+    before = {name: known[name] for name, kind in _KEPT.items() if fits(known, dict) and fits(known.get(name), kind)}
+    kept = {name: value for name, value in before.items() if value != typed[name] and not _given(settings, [name])}
+    if kept:
+        say("as before: " + ", ".join(f"--{name} {value}" for name, value in kept.items()))
+    made: Compare | Tune = grouped(type(settings), typed | kept)
+    return made
+
+
 def _seeds(settings: Compare | Tune) -> int:
     "Runs of each arm, as typed or by default; the scenes are small enough for two"
     return settings.size.seeds or (1 if settings.source.data or settings.source.train else 2)
@@ -865,7 +885,7 @@ def _sized(settings: Compare | Tune, experiment: Experiment, planned: dict[str, 
         with fail_together():
             subsets = _amounts(settings.size.subsets, experiment.train_set)
         return _Sized(experiment, _seeds(settings), subsets)
-    seeds = settings.size.seeds or planned["seeds"]
+    seeds = settings.size.seeds or planned["typed"] or planned["seeds"]
     other = f", with {seeds} seeds" if seeds != planned["seeds"] else ""
     say(f"{planned['told']}\nplanned: the line with the arrow{other}; pre-training and judging come on top")
     plan = replace(experiment.plan, schedules=tuple(planned["schedules"]))
@@ -992,7 +1012,8 @@ def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str,
         with fail_together():
             chosen, told = plan_hours(experiment, speed, settings.size.hours)
     subsets = list(chosen.subsets(images))
-    return from_first({"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": subsets, "told": told})
+    planned = {"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": subsets, "told": told, "typed": 0}
+    return from_first(planned)
 
 
 def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
@@ -1017,12 +1038,13 @@ def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | No
             options = _repeatable(settings) | ({"seeds": 0} if hours else {})  # the hours plan them
             prepare_folder(folder, config, settings.folder, inputs, options)
             if planned:
-                save_json(folder / "hours.json", planned)
+                save_json(folder / "hours.json", planned | {"typed": size.seeds or planned["typed"]})
     return begun, planned
 
 
 def _compare(settings: Compare | Tune) -> None:
     "Choose hyper-parameters where a grid is given, train both arms, judge, and report"
+    settings = _as_before(settings)
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
     begun, planned = _prepared(settings)
     if settings.size.dry_run:
