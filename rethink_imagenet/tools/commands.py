@@ -746,6 +746,24 @@ def _check_pretraining(settings: Compare | Tune, weights: Collection[str]) -> No
         )
         _check_unused(settings, ["side", "epochs"], told)
 
+# %% ../../nbs/76_commands.ipynb #dd0e57aa
+_KEPT = {"seeds": int, "subsets": str, "margin": float}  # a comparison that goes on has these as before
+
+
+def _as_before(settings: Compare | Tune) -> Any:
+    "A comparison that goes on, with what it had in the place of options that were not typed, in all processes"
+    known: Any = None
+    with fail_together():
+        if is_first() and settings.folder.resume:
+            known = (_settings_in(Path(settings.out)) or {}).get("options")
+    known, typed = from_first(known), flat(settings)
+    before = {name: known[name] for name, kind in _KEPT.items() if fits(known, dict) and fits(known.get(name), kind)}
+    kept = {name: value for name, value in before.items() if value != typed[name] and not _given(settings, [name])}
+    if kept:
+        say("as before: " + ", ".join(f"--{name} {value}" for name, value in kept.items()))
+    return grouped(type(settings), typed | kept)
+
+
 # %% ../../nbs/76_commands.ipynb #19c20a03
 def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     "What there is to train for a figure, and its precision"
@@ -774,6 +792,7 @@ def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
 
 def _compare_figure(settings: Compare) -> None:
     "Carry out a figure or table of the paper, and report it"
+    settings = _as_before(settings)
     folder, how, data = Path(settings.out), settings.pretraining, settings.source.data
     with fail_together():
         group_named(settings.figure)
@@ -854,24 +873,6 @@ def _planned_before(settings: Compare | Tune) -> dict[str, Any] | None:
             known, hours = _hours_in(folder), (_settings_in(folder) or {}).get("hours")
             known = known | {"hours": hours} if known and fits(hours, float) else None
     return from_first(known)
-
-
-_KEPT = {"seeds": int, "subsets": str, "margin": float}  # a comparison that goes on has these as before
-
-
-def _as_before(settings: Compare | Tune) -> Compare | Tune:
-    "A comparison that goes on, with what it had in the place of options that were not typed, in all processes"
-    known: Any = None
-    with fail_together():
-        if is_first() and settings.folder.resume:
-            known = (_settings_in(Path(settings.out)) or {}).get("options")
-    known, typed = from_first(known), flat(settings)
-    before = {name: known[name] for name, kind in _KEPT.items() if fits(known, dict) and fits(known.get(name), kind)}
-    kept = {name: value for name, value in before.items() if value != typed[name] and not _given(settings, [name])}
-    if kept:
-        say("as before: " + ", ".join(f"--{name} {value}" for name, value in kept.items()))
-    made: Compare | Tune = grouped(type(settings), typed | kept)
-    return made
 
 
 def _seeds(settings: Compare | Tune) -> int:
