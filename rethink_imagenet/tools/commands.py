@@ -763,7 +763,6 @@ def _as_before(settings: Compare | Tune) -> Any:
         say("as before: " + ", ".join(f"--{name} {value}" for name, value in kept.items()))
     return grouped(type(settings), typed | kept)
 
-
 # %% ../../nbs/76_commands.ipynb #19c20a03
 def _parts(settings: Compare, target: str) -> tuple[list[Part], Precision]:
     "What there is to train for a figure, and its precision"
