@@ -757,7 +757,9 @@ def _as_before(settings: Compare | Tune) -> Any:
         if is_first() and settings.folder.resume:
             known = (_settings_in(Path(settings.out)) or {}).get("options")
     known, typed = from_first(known), flat(settings)
-    before = {name: known[name] for name, kind in _KEPT.items() if fits(known, dict) and fits(known.get(name), kind)}
+    if not fits(known, dict) or any(known.get(name) != typed[name] for name in ("figure", "hours") if typed.get(name)):
+        return settings  # another comparison, which is refused later
+    before = {name: known[name] for name, kind in _KEPT.items() if fits(known.get(name), kind)}
     kept = {name: value for name, value in before.items() if value != typed[name] and not _given(settings, [name])}
     if kept:
         say("as before: " + ", ".join(f"--{name} {value}" for name, value in kept.items()))
