@@ -168,10 +168,8 @@ def _areas(shapes: list[Any], kind: str) -> list[float]:
     if kind == "mask":
         return fast_mask.area(shapes).tolist()
     if kind == "box":
-        sides = [box[2:] for box in shapes]
-    else:
-        sides = [np.ptp(np.reshape(points, (-1, 3)), axis=0)[:2] for points in shapes]
-    return np.reshape(np.array(sides, float), (-1, 2)).prod(axis=1).tolist()
+        return [box[2] * box[3] for box in shapes]
+    return [float(np.ptp(np.reshape(points, (-1, 3)), axis=0)[:2].prod()) for points in shapes]
 
 
 def _annotations(truth: dict[str, Any], image: dict[int, int], category: dict[int, int]) -> list[dict[str, Any]]:
@@ -259,7 +257,8 @@ def evaluate_coco(
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        percent = [100 * float(value) if value > -1 else None for value in evaluation.stats]
+            percent = [100 * float(value) if value > -1 else None for value in evaluation.stats]
+            del evaluation  # and its records, before garbage is looked for again
         figures[kind] = dict(zip(STATISTICS[kind], percent, strict=False))
     return figures
 
