@@ -2,7 +2,7 @@
 
 python benchmarks/detector.py            all of it, about 26 minutes on two cores
 python benchmarks/detector.py step       one part: step, inference, pooling, detectron2, memory,
-                                         recomputing or data
+                                         recomputing, data or photographs
 python benchmarks/detector.py --keep     all of it, and the results into benchmarks/results, for the README
 """
 
@@ -25,11 +25,12 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.results import PROCESSOR, keep, processor, row, spent
+from benchmarks.results import PROCESSOR, asked, keep, processor, row, spent
+from benchmarks.table import BENCHMARKS
 from rethink_imagenet.data.datasets import Polygons
 from rethink_imagenet.data.loading import TrainingSamples, training_batches
 from rethink_imagenet.data.splits import read_splits
-from rethink_imagenet.data.transforms import DETECTRON_STD
+from rethink_imagenet.data.transforms import DETECTRON_STD, resize, resized_size
 from rethink_imagenet.detection.conventions import DETECTRON2
 from rethink_imagenet.detection.detectors import Detector, DetectorConfig
 from rethink_imagenet.detection.mask_head import bitmaps_of
@@ -339,10 +340,54 @@ def measure_data() -> Iterator[Row]:
     )
 
 
+def measure_photographs() -> Iterator[Row]:
+    """Ways to decode photographs and to enlarge them to 800 pixels: milliseconds of one thread, and what changes."""
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    folder = ROOT.parent / "shared" / "data" / "coco_mini_by"
+    if not folder.is_dir():
+        return
+    files = sorted(folder.rglob("*.jpg"))[:40]
+    contents = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files]
+    bytes_ = [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) for file in files]
+    floats = [photo.float() / 255 for photo in bytes_]
+    apart = [photo.contiguous() for photo in floats]
+
+    def enlarged(image: Tensor) -> Tensor:
+        return resize(image, {"boxes": torch.zeros(0, 4)})[0]
+
+    def at(image: Tensor, size: tuple[int, int]) -> Tensor:
+        return nn.functional.interpolate(image[None], size, mode="bilinear")[0]
+
+    def width_first(image: Tensor) -> Tensor:
+        height, width = resized_size(*image.shape[1:])
+        return at(at(image, (image.shape[1], width)), (height, width))
+
+    ways: dict[str, Callable[[], list[Tensor]]] = {
+        "decoding by Pillow": lambda: [torch.from_numpy(np.array(Image.open(f).convert("RGB"))) for f in files],
+        "decoding by torchvision": lambda: [decode_jpeg(c, mode=ImageReadMode.RGB).permute(1, 2, 0) for c in contents],
+        "enlarging the colours of a pixel together": lambda: [enlarged(photo) for photo in floats],
+        "enlarging the colours apart": lambda: [at(i, resized_size(*i.shape[1:])) for i in apart],
+        "enlarging the width first, then the height": lambda: [width_first(photo) for photo in apart],
+        "enlarging bytes": lambda: [at(i, resized_size(*i.shape[1:])).float() / 255 for i in bytes_],
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = alternate(5, clock=time.process_time, **ways)
+    wanted = {what.split()[0]: way() for what, way in reversed(ways.items()) if "torchvision" not in what}
+    for what, way in ways.items():
+        pairs = zip(way(), wanted[what.split()[0]], strict=True)
+        off = max(float((made.float() - one.float()).abs().max()) for made, one in pairs)
+        same = f"off by {off:.1g} at most" if off else "the same pixels"
+        yield what, f"{1000 * seconds[what] / len(files):.1f} ms", "", same
+    torch.set_num_threads(threads)
+
+
 PARTS = {
     "step": measure_step, "inference": measure_inference, "pooling": measure_pooling,
     "detectron2": measure_detectron2, "memory": measure_memory,
-    "recomputing": measure_recomputing, "data": measure_data,
+    "recomputing": measure_recomputing, "data": measure_data, "photographs": measure_photographs,
 }  # fmt: skip
 
 
@@ -355,9 +400,9 @@ ROUNDS = {"recomputing": 3, "step": 5, "detectron2": 5, "inference": 7, "pooling
 WALL = f"wall time of {torch.get_num_threads()} threads, the contenders taking turns in one run; the medians count"
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Measure what was asked for, print a table, and with --keep leave the results of each part."""
-    names = [name for name in arguments if name != "--keep"] or list(PARTS)
+    names, kept = asked(__doc__, PARTS)
     print("| | ours | torchvision | ratio |", "|---|---|---|---|", sep="\n", flush=True)
     for name in names:
         rows = []
@@ -367,10 +412,10 @@ def main(arguments: list[str]) -> None:
             named = f"{whose}{other}" if other else other
             rows.append(row(what, mine, named, ratio))
             print(f"| {' | '.join(found)} |", flush=True)
-        if "--keep" in arguments and rows:
-            keep(name, rows, PROCESSOR if name == "data" else WALL, ROUNDS.get(name, 1))
+        if kept and rows and name in BENCHMARKS:
+            keep(name, rows, PROCESSOR if name in ("data", "photographs") else WALL, ROUNDS.get(name, 1))
     print(machine())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.detector import learned_proposals, machine, made_up_batch, multiply_adds, peak_rate, with_proposals
-from benchmarks.results import PROCESSOR, keep, row
+from benchmarks.results import PROCESSOR, asked, keep, row
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import Batch, TrainingSamples, training_batches
 from rethink_imagenet.data.scenes import write_scenes
@@ -105,8 +105,8 @@ def demo() -> None:
     print(f"demo, 8 scenes of 96 px: {seconds:.3f} s an iteration, {share:.1f} % of it overhead", flush=True)
 
 
-def step() -> None:
-    """The processor time of a training step of the small detector, data included, on one thread."""
+def step() -> tuple[str, list[dict[str, str]], str, int]:
+    """The processor time of a training step of the small detector, data included, on one thread: what to keep of it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         (samples, run), seconds = small_run(Path(temporary)), []
@@ -117,9 +117,8 @@ def step() -> None:
             start = time.process_time()
     taken = statistics.median(seconds[10:])
     print(f"demo, 8 scenes of 96 px: {taken:.3f} s of processor time a step, data included, {machine()}", flush=True)
-    if "--keep" in sys.argv[1:]:
-        what = "training step of the embedded demo, 8 scenes, one thread, data included"
-        keep("demo", [row(what, f"{taken:.3f} s")], PROCESSOR, len(seconds) - 10)
+    what = "training step of the embedded demo, 8 scenes, one thread, data included"
+    return "demo", [row(what, f"{taken:.3f} s")], PROCESSOR, len(seconds) - 10
 
 
 def paper() -> None:
@@ -249,12 +248,21 @@ def processes() -> None:
     print(f"two processes together: {together:.1f} images/s, apart: {apart:.1f}, {100 * together / apart:.0f} %")
 
 
-PARTS = {"demo": demo, "step": step, "paper": paper, "profile": profile, "processes": processes}
+PARTS: dict[str, Callable[[], Any]] = {
+    "demo": demo,
+    "step": step,
+    "paper": paper,
+    "profile": profile,
+    "processes": processes,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         train_alone_or_together(*sys.argv[2:])
     else:
+        parts, kept = asked(__doc__, PARTS)
         print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}")
-        for part in [word for word in sys.argv[1:] if word != "--keep"] or PARTS:
-            PARTS[part]()
+        for part in parts:
+            found = PARTS[part]()
+            if kept and found:
+                keep(*found)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.results import keep, row, spent
+from benchmarks.results import asked, keep, row, spent
 
 ROOT = Path(__file__).parent.parent
 HOW = "wall time with all packages downloaded, processor time beside it; sizes by `du`"
@@ -32,7 +32,7 @@ def size(folder: Path) -> float:
 
 def main() -> None:
     """Measure the library alone, and then what the scripts install in addition."""
-    rows = []
+    (_, kept), rows = asked(__doc__, ()), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "environment"
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -46,7 +46,7 @@ def main() -> None:
                 row(f"installation, {what}", f"{wall:.0f} s, {processor:.0f} s of processor, {size(folder):.1f} GB")
             )
             print(rows[-1], flush=True)
-    if "--keep" in sys.argv[1:]:
+    if kept:
         keep("installation", rows, HOW)
 
 

@@ -3,13 +3,13 @@
 The contenders take turns, each in a process of its own; seconds are processor time, and the medians count.
 
 python benchmarks/reading.py            860,001 instances in 118,287 images, about five minutes and 6 GB of memory
-python benchmarks/reading.py 0.1        a tenth of it
-python benchmarks/reading.py --keep     the first, three times, and the result into benchmarks/results
-python benchmarks/reading.py --keep 0.1 1   a tenth of it, once
+python benchmarks/reading.py --share 0.1    a tenth of it
+python benchmarks/reading.py --keep     the first, and the result into benchmarks/results
 python benchmarks/reading.py polygons   200,000 images with 1,500,000 short polygons, by ours: at most 25 s, 2.5 GB
 python benchmarks/reading.py crowded    training steps on an image of 800 x 1333 pixels with 3,000 objects: at most 6 GB
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -187,9 +187,14 @@ def main(share: float = 1, times: int = 3, kept: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--keep"]
-    if words and words[0] in ("polygons", "crowded"):
-        {"polygons": main_polygons, "crowded": main_crowded}[words[0]]()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    others = {"polygons": main_polygons, "crowded": main_crowded}
+    parser.add_argument("part", nargs="?", choices=others, help="another measurement than that of COCO's size")
+    parser.add_argument("--share", type=float, default=1, help="of COCO's size")
+    parser.add_argument("--times", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--keep", action="store_true", help="the result into benchmarks/results, for the README")
+    asked = parser.parse_args()
+    if asked.part:
+        others[asked.part]()
     else:
-        share, times = map(float, (words + ["1", "3"][len(words) :])[:2])
-        main(share, int(times), "--keep" in sys.argv[1:])
+        main(asked.share, asked.times, asked.keep)

@@ -1,10 +1,12 @@
 """Results of benchmarks as small files in benchmarks/results, which benchmarks/table.py puts into the README."""
 
+import argparse
 import datetime
 import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,20 @@ def processor() -> str:
 def row(what: str, ours: str, other: str = "", ratio: float | str = "") -> dict[str, str]:
     """A line of the table; a ratio above 1 is in our favour."""
     return {"what": what, "ours": ours, "other": other, "ratio": ratio if isinstance(ratio, str) else f"{ratio:.2f}"}
+
+
+def asked(about: str | None, parts: Iterable[str]) -> tuple[list[str], bool]:
+    """The parts of a benchmark that the command line names, all by default, and whether their results are kept."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if parts := list(parts):
+        parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
+    parser.add_argument("--keep", action="store_true", help="the result into benchmarks/results, for the README")
+    given = parser.parse_args()
+    named = getattr(given, "parts", [])
+    for name in named:
+        if name not in parts:
+            parser.error(f'"{name}" is no part of it; there are {", ".join(parts)}')
+    return named or parts, given.keep
 
 
 def keep(name: str, rows: list[dict[str, str]], how: str = PROCESSOR, rounds: int = 1) -> None:

@@ -4,6 +4,7 @@ python benchmarks/startup.py                 the largest recipe and the first of
 python benchmarks/startup.py RECIPE...       others, of those from scratch
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -49,8 +50,11 @@ def measure(name: str, folder: Path) -> dict[str, tuple[float, float]]:
     return seconds
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Measure each in a process of its own, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"{', '.join(RECIPES)} by default")
+    names = parser.parse_args().recipes or RECIPES
     from rethink_imagenet.data.scenes import write_scenes
 
     with tempfile.TemporaryDirectory() as folder:
@@ -66,4 +70,4 @@ if __name__ == "__main__":
         total, busy = (sum(values) for values in zip(*found.values(), strict=True))
         print(f"{sys.argv[3]}: {total:.1f} s, {busy:.1f} s of processor time ({steps})", flush=True)
     else:
-        main(sys.argv[1:] or list(RECIPES))
+        main()

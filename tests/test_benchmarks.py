@@ -48,6 +48,22 @@ def test_runs_of_one_kind_share_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "The load of the machine was 0.5 to 1.5." in lines
 
 
+def test_parts_are_named_or_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in (([], (["a", "b"], False)), (["b", "--keep"], (["b"], True))):
+        monkeypatch.setattr("sys.argv", ["some.py", *words])
+        assert results.asked("What it measures.", ("a", "b")) == expected
+    for word, told, status in (("c", '"c" is no part of it; there are a, b', 2), ("--help", "What it measures.", 0)):
+        monkeypatch.setattr("sys.argv", ["some.py", word])
+        with pytest.raises(SystemExit) as left:
+            results.asked("What it measures.", ("a", "b"))
+        assert left.value.code == status and told in "".join(capsys.readouterr())
+
+
+def test_every_benchmark_has_a_help() -> None:
+    scripts = [path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    assert all("argparse" in text or "asked(__doc__" in text for text in scripts if "__main__" in text)
+
+
 def test_each_script_of_the_table_exists() -> None:
     for _, words in table.BENCHMARKS.values():
         assert (ROOT / "benchmarks" / words.split()[0]).is_file()

@@ -176,8 +176,9 @@ def _packed_batch(batch: list[Any]) -> list[Any]:
     return [_packed(sample) for sample in batch]
 
 
-def _batches(loader: DataLoader) -> Generator[tuple[list[Any], list[Any]]]:
-    "Images and targets of each batch; raises the InputError that a worker met"
+def _batches(loader: DataLoader, device: torch.device | str) -> Generator[tuple[list[Any], list[Any]]]:
+    "Images and targets of each batch, as tensors for a CPU; raises the InputError that a worker met"
+    on_cpu = torch.device(device).type == "cpu"
     try:
         iterator: Any = iter(loader)
     except BaseException:  # of an interruption, with some workers started
@@ -190,7 +191,7 @@ def _batches(loader: DataLoader) -> Generator[tuple[list[Any], list[Any]]]:
                 if isinstance(sample, InputError):
                     raise sample
             images, targets = zip(*map(_unpacked, batch), strict=True)
-            yield list(images), list(targets)
+            yield [one.to(device) if on_cpu and isinstance(one, RawImage) else one for one in images], list(targets)
     finally:
         if loader.num_workers:
             iterator._shutdown_workers()  # at exit Python would send them SIGTERM, which they leave to others
@@ -240,7 +241,7 @@ def _serve(worker: int, main: int) -> None:
 
 
 class _Raw(TorchDataset):
-    "Samples with raw images"
+    "Samples with raw images, which are small enough to be handed over"
 
     def __init__(self, samples: FileSamples):
         self.samples = samples
@@ -253,11 +254,11 @@ class _Raw(TorchDataset):
 
 
 def _loader(samples: TorchDataset, workers: int, device: torch.device | str, **batches: Any) -> DataLoader:
-    "Batches that are decoded by worker processes; those for a GPU are raw, and in memory that it can reach"
-    serve, kind = partial(_serve, main=os.getpid()), torch.device(device).type
-    given = _Raw(samples) if isinstance(samples, FileSamples) and kind != "cpu" else samples
+    "Batches that are decoded by worker processes; those for a GPU are in memory that it can reach"
+    serve, pinned = partial(_serve, main=os.getpid()), torch.device(device).type == "cuda"
+    given = _Raw(samples) if isinstance(samples, FileSamples) else samples
     return DataLoader(given, num_workers=workers, collate_fn=_packed_batch, worker_init_fn=serve,
-                      pin_memory=kind == "cuda", **batches)  # fmt: skip
+                      pin_memory=pinned, **batches)  # fmt: skip
 
 # %% ../../nbs/18_loading.ipynb #ed95f5b8
 class Batch(NamedTuple):
@@ -281,7 +282,7 @@ def training_batches(
     "This process's share of iterations start, ..., stop - 1. Raises InputError where an image does not open"
     positions: Any = _Positions(batch, start, stop, part, parts)
     draws = getattr(samples, "draws", None)
-    with closing(_batches(_loader(samples, workers, device, batch_sampler=positions))) as batches:
+    with closing(_batches(_loader(samples, workers, device, batch_sampler=positions), device)) as batches:
         for t, (images, targets) in zip(range(start, stop), batches, strict=True):
             drawn = draws(range(t * batch, (t + 1) * batch)).part(part, parts) if draws else None  # one canvas for all
             yield Batch(images, targets, drawn)
@@ -320,4 +321,4 @@ def evaluation_batches(
     wanted: Sequence[int] | None = None,  # positions of the images; all by default
 ) -> Generator[tuple[list[Any], list[Any]]]:  # images [3, H, W], for another device than the CPU raw
     "Images in order. Raises InputError where one does not open"
-    return _batches(_loader(samples, workers, device, batch_size=batch, sampler=wanted))
+    return _batches(_loader(samples, workers, device, batch_size=batch, sampler=wanted), device)

@@ -39,8 +39,14 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     "An image [3, H, W] at another size: bilinear without anti-aliasing, as OpenCV does it for Detectron"
     if size == tuple(image.shape[1:]):
         return image
+    batch = image.movedim(0, -1)[None].movedim(-1, 1)  # strides in which PyTorch recognizes a file's order of bytes
     with _one_thread():
-        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        return F.interpolate(batch, size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _mirrored(image: Tensor) -> Tensor:
+    "An image [3, H, W] with left and right exchanged, pixel by pixel in the order in which a file has them"
+    return image.permute(1, 2, 0).flip(1).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class RawImage:
     ) -> Tensor:  # [3, height, width] float in 0..1
         "The tensor, made on the device"
         image = _resized(self.pixels.to(device, non_blocking=non_blocking).float() / 255, self.size)
-        return image.flip(-1) if self.mirrored else image
+        return _mirrored(image) if self.mirrored else image
 
     def pin_memory(self) -> "RawImage":
         "The same in memory that a GPU can reach; small images come as arrays"
@@ -203,7 +209,7 @@ def flip(
         pixel = width / target["size"][1] if "size" in target else 1  # of the file, in pixels of this image
         keypoints[..., 0] = torch.where(keypoints[..., 2] > 0, width - pixel - keypoints[..., 0], 0)
         flipped["keypoints"] = keypoints
-    return replace(image, mirrored=not image.mirrored) if isinstance(image, RawImage) else image.flip(-1), flipped
+    return replace(image, mirrored=not image.mirrored) if isinstance(image, RawImage) else _mirrored(image), flipped
 
 # %% ../../nbs/17_transforms.ipynb #0a620ac0
 def sent(
@@ -245,8 +251,10 @@ def batch_images(
     "Normalized images in one tensor, each in the upper left corner, zeros elsewhere"
     largest = (max(canvas[side], *(image.shape[1 + side] for image in images)) for side in (0, 1))
     height, width = (-(-length // multiple) * multiple for length in largest)
-    batch = images[0].new_zeros((len(images), 3, height, width)).to(memory_format=torch.channels_last)
-    centre, scale = (constant(values, images[0])[:, None, None] for values in (mean, std))
+    batch = images[0].new_zeros((len(images), height, 3 * width))
+    centre, scale = (constant(values, images[0]).repeat(width) for values in (mean, std))
     for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = (image - centre) / scale
-    return batch
+        rows = image.permute(1, 2, 0).flatten(1)  # [H, 3 W], colours in turn
+        high, long = rows.shape
+        place[:high, :long] = (rows - centre[:long]) / scale[:long]
+    return batch.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
