@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -256,7 +256,8 @@ class _Raw(TorchDataset):
 def _loader(samples: TorchDataset, workers: int, device: torch.device | str, **batches: Any) -> DataLoader:
     "Batches that are decoded by worker processes; those for a GPU are in memory that it can reach"
     serve, pinned = partial(_serve, main=os.getpid()), torch.device(device).type == "cuda"
-    given = _Raw(samples) if isinstance(samples, FileSamples) else samples
+    raw = getattr(type(samples), "__getitem__", None) is FileSamples.__getitem__  # which a subclass may replace
+    given = _Raw(cast(FileSamples, samples)) if raw else samples
     return DataLoader(given, num_workers=workers, collate_fn=_packed_batch, worker_init_fn=serve,
                       pin_memory=pinned, **batches)  # fmt: skip
 

@@ -8,6 +8,7 @@ __all__ = ['PLANS', 'Execution', 'Plan', 'Experiment', 'samples_seen']
 # %% ../../nbs/62_plans.ipynb #fde03b34
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..data.coco import trainable
 from ..data.datasets import Dataset
@@ -27,7 +28,7 @@ class Execution:
     workers: int = 2  # processes that decode and augment, for each process that trains; 0 for none
     at_once: int = 0  # images that a process looks at together; 0 for all of its share
     save_every: int = 0  # iterations between checkpoints; 0 for the plan's
-    on_nan: str = "stop"  # at a loss that is not finite: "stop", or "skip" the iteration and count it
+    on_nan: Literal["stop", "skip"] = "stop"  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False  # whether logs are written for TensorBoard as well
     graphs: bool = False  # whether a GPU plays back what the backbone does with the most frequent sizes
     accept: tuple[str, ...] = ()  # settings that may have changed since a run was interrupted

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 import numpy as np
 import timm
@@ -229,7 +229,7 @@ def _write_weights(model: Classifier, folder: Path, about: dict[str, Any], cost:
 
 @dataclass(frozen=True)
 class Pretraining:
-    "How a body is pre-trained; the defaults are the paper's"
+    "How a body is pre-trained; epochs and side are the paper's, batch and rate the usual ones of ImageNet"
 
     backbone: str = "resnet50"  # "vgg16", "resnet10_025" or a convolutional network of timm
     norm: str = "gn"  # "gn", "bn" or "syncbn"; "none" for VGG-16
@@ -247,7 +247,7 @@ def pretrain(
     device: str = "cpu",  # "cpu" or "cuda"
     workers: int = 2,  # processes that decode and augment
     accept: Sequence[str] = (),  # settings that may have changed since the run was interrupted
-    on_nan: str = "stop",  # at a loss that is not finite: "stop", or "skip" the iteration and count it
+    on_nan: Literal["stop", "skip"] = "stop",  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False,  # whether the log is written for TensorBoard as well
 ) -> Path:  # weights.safetensors in the folder
     "Train the body of a detector as a classifier (the paper's other arm). Raises InputError or a RunStopped"

@@ -783,8 +783,8 @@ def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
     execution = replace(execution, threads=threads)
     for part in parts:
         if source := part.goes_on_from(parts):
-            more = f"{iterations_of(part, parts):,} iterations with a cascade, from where {source.name} lowers its rate"
-            say(f"{part.name}: {more}")
+            more = f"{iterations_of(part, parts):,} iterations with a cascade"
+            say(f"{part.name}: {more}, after {part.plan.switch_point:,} of {source.name}")
             continue
         say(f"{part.name}: {iterations_told(part.plan)}")
         with fail_together():

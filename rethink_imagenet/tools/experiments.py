@@ -784,7 +784,8 @@ def design_text(
 ) -> str:
     "What was written down before the first run, and how far the experiment is"
     design, wanted = found.design, runs_asked_for(found.design)
-    lines = {"question": design.question, "expected": design.expected, "refuted": design.refuted}
+    lines = {"claim": f'"{design.claim}" ({design.place})', "question": design.question}
+    lines |= {"expected": design.expected, "refuted": design.refuted}
     small = f"a loss of less than {design.margin:g} {KINDS[cast(Kind, design.metric)][0]} does not matter"
     lines["seeds"] = f"{design.seeds} of each arm; {small}"
     lines["cut"] = design.cut or "nothing"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.loading import Batch, training_batches
 from ..data.transforms import RawImage
-from ..errors import InputError, fits
+from ..errors import InputError, check_choices, fits
 from ..networks.normalization import use_pytorchs_sync_batch_norm
 from ..randomness import Draws, share
 from rethink_imagenet.training.checkpoints import (
@@ -165,9 +165,12 @@ class RunSettings:
     updates: UpdateSettings = UpdateSettings()  # of biases and norms
     branches: tuple[int, ...] = ()  # after these iterations a checkpoint is kept for other schedules to go on from
     after: int = 0  # iterations of the runs that follow this one, for the time left
-    on_nan: str = "stop"  # at a loss that is not finite: "stop", or "skip" the iteration and count it
+    on_nan: Literal["stop", "skip"] = "stop"  # at a loss that is not finite: stop, or skip the iteration and count it
     tensorboard: bool = False  # whether the log is written for TensorBoard as well
     metered: bool = True  # whether the energy of this machine is this run's
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def due(
         self,
