@@ -137,7 +137,7 @@ def test_what_this_machine_cannot_do_is_refused_first(
     def refused(told: str, name: str = "compare", **more: Any) -> None:
         settings = settings_of(f"rethink_{name}", given | more)
         with pytest.raises(InputError, match=told):
-            commands._compare(settings) if name == "compare" else commands._trained(settings)
+            commands._trained(settings) if name == "train" else commands._compare(settings)
 
     with monkeypatch.context() as patched:
         patched.setattr(logs, "find_spec", lambda _: None)
@@ -152,7 +152,7 @@ def test_what_this_machine_cannot_do_is_refused_first(
         patched.setattr(training, "world_size", lambda: 3)
         refused("a batch of 2 images over 3 processes", batch=2)
         refused("a batch of 2 images over 3 processes", "train", batch=2)
-        refused("a batch of 2 images over 3 processes", batch=9, grid="batch=2,6")
+        refused("a batch of 2 images over 3 processes", "tune", batch=9, grid="batch=2,6")
     settings = settings_of("rethink_compare", given | {"jobs": 2})
     with monkeypatch.context() as patched:
         patched.setattr("os.name", "nt")

@@ -656,7 +656,7 @@ def _pretrained(
 
 # %% ../../nbs/76_commands.ipynb #19c20a02
 _SETTLED = {"train", "val", "images", "train_images", "val_images", "split", "boxes_only", "subset", "model", "batch",
-            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only", "grid",
+            "backbone", "norm", "unit", "rate", "short", "long", "schedules", "schedule", "only",
             "seeds", "subsets", "hours"}  # fmt: skip
 
 
@@ -962,7 +962,7 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     _check_seed(settings.detector.seed)
     weights = _weights_of_arm(settings)
     _check_pretraining(settings, [weights])
-    grid = read_grid(settings.grid) if settings.grid else {}
+    grid = read_grid(settings.grid) if isinstance(settings, Tune) else {}
     target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     spread = spread_out(execution, settings)
@@ -1025,7 +1025,8 @@ def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | No
     settings = replace(settings, size=replace(size, hours=hours))
     with fail_together():
         begun = _begin(settings, known is not None)
-        more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs], "grid": settings.grid}
+        more: dict[str, Any] = {"pretraining": [begun.weights, how.crops, how.side, how.epochs]}
+        more |= {"grid": settings.grid} if isinstance(settings, Tune) else {}
         more |= _digests(begun.weights)
         more |= {"hours": hours} if hours else {}
         config = _config(settings, more, begun.plan)

@@ -156,7 +156,6 @@ class Compare:
     size: SizeOptions = SizeOptions()
     scale: float = 1.0  # below 1, a miniature: sides and batch times it, iterations and images times its square
     pretraining: PretrainingOptions = PretrainingOptions()
-    grid: str = ""  # settings to choose first, on the pre-trained arm, such as "rate=0.02,0.04; factor=0.1,0.02"
     margin: float = 0.5  # AP; a smaller loss does not matter
     how: RunOptions = RunOptions()
     runs: JobOptions = JobOptions()
@@ -165,10 +164,10 @@ class Compare:
 
 @dataclass(frozen=True)
 class Tune:
-    """Choose settings by a grid on the pre-trained arm, then train both arms with them: rethink_compare --grid.
+    """Choose settings by a grid on the pre-trained arm, then train both arms with them.
 
     rethink_tune "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800" --data coco --subset 10000
-        the paper's search for less data; rethink_compare --grid does the same
+        the paper's search for less data
     """
 
     grid: str = word(None)  # settings and values, such as "rate=0.02,0.04; factor=0.1,0.02; short=800,512-800"
