@@ -50,7 +50,6 @@ def _by_id(content: dict[str, Any], table: str, source: str) -> dict[int, dict[s
             raise InputError(f"{source}: number {i} of its categories has no name, or its keypoints are no list")
     return found
 
-
 # %% ../../nbs/50_records.ipynb #1256c8e0
 def number_of_keypoints(
     content: dict[str, Any],  # COCO's tables
