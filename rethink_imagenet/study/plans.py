@@ -157,7 +157,7 @@ def samples_seen(
     images: int,  # shown to the detector, each as often as it was shown
     short: tuple[int, int],  # range of the shorter side in pixels
     long: int,  # largest length of the longer side
-    keypoints: bool = False,  # whether only images with a visible keypoint were shown
+    keypoints: bool = False,  # whether only images with a labelled keypoint were shown
 ) -> dict[str, int]:
     "Images, instances and pixels seen in training (paper, Sec. 3.2)"
     used = select(dataset, trainable(dataset, keypoints))

@@ -11,7 +11,6 @@ __all__ = ['Kind', 'KINDS', 'SETTINGS', 'switched_state', 'switch_over', 'shared
 # %% ../../nbs/63_studies.ipynb #17737ab7
 import gc
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -239,8 +238,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     results = read_saved(path)
     if results is None:
         return None
-    known = {"images_of": 0, "skipped": 0} | results  # a run of old does not tell these
-    wrong = [key for key, kind in _RESULTS.items() if not fits(known.get(key), kind)]
+    wrong = [key for key, kind in _RESULTS.items() if not fits(results.get(key), kind)]
     wrong += [key for key in KINDS if key in results and not are_figures(results[key])]
     wrong += [key for key in JOULES if key in results and not fits(results[key], float)]
     wrong += [] if wrong or _are_resampled(results) else ["resampled"]
@@ -520,11 +518,6 @@ def _augmented_results(training: _Training, model: Detector) -> dict[str, Any]:
     return {"augmented": figures, "resampled_augmented": again}
 
 # %% ../../nbs/63_studies.ipynb #9be699f0
-def _of_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Weights under the names that layers have today; runs of old called those of deltas codes"
-    return {re.sub(r"\.codes?\.(weight|bias)$", r".deltas.\1", name): tensor for name, tensor in state.items()}
-
-
 _CONFIG: dict[str, Any] = {
     "detector": dict[str, Any], "short": list[int], "long": int, "categories": list[dict[str, Any]],
     "keypoint_names": list[str], "skeleton": list[list[int]],
@@ -599,7 +592,7 @@ def _of_run(folder: Path) -> tuple[Detector, dict[str, Any]]:
     was = state["about"].get("detector", config["detector"])
     if changed := differences(was, config["detector"]) if isinstance(was, dict) else {"": "no settings"}:
         raise InputError(f"{source}: describes another detector than {path} ({'; '.join(changed.values())})")
-    return _with_weights(was, str(source), _of_today(state["model"]), path), config
+    return _with_weights(was, str(source), state["model"], path), config
 
 # %% ../../nbs/63_studies.ipynb #fb4ef29f
 SETTINGS = "rethink_imagenet"  # what the settings of a detector are called in a safetensors file

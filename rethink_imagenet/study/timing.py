@@ -192,9 +192,9 @@ def _seconds_of_a_step(plan: Plan, train_set: Dataset, execution: Execution) -> 
     return median(measure_step(plan, train_set, execution, share).seconds for _ in range(3))
 
 
-def _seconds_of_an_image(plan: Plan, val_set: Dataset, execution: Execution, images: int) -> float:
+def _seconds_of_an_image(plan: Plan, val_set: Dataset, execution: Execution) -> float:
     "Of an evaluation, measured on a few"
-    some = select(val_set, np.arange(min(images, len(val_set))))
+    some = select(val_set, np.arange(min(16, len(val_set))))
     seed_everything(plan.seed)
     model = build(plan.detector).to(execution.device).eval()
     begun = _now(execution.device)
@@ -204,14 +204,13 @@ def _seconds_of_an_image(plan: Plan, val_set: Dataset, execution: Execution, ima
 
 def measure_speed(
     experiment: Experiment,  # of which a few steps are taken, and a few images evaluated
-    images: int = 16,  # to evaluate
 ) -> Speed:
     "Train and evaluate for a moment with a new detector, on the threads that a run of a study has. Raises InputError"
     plan, execution = experiment.plan, experiment.execution
     with computing_with(threads_of(execution)):
         return Speed(
             _seconds_of_a_step(plan, experiment.train_set, execution),
-            _seconds_of_an_image(plan, experiment.val_set, execution, images),
+            _seconds_of_an_image(plan, experiment.val_set, execution),
         )
 
 
