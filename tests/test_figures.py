@@ -19,6 +19,7 @@ from rethink_imagenet.study.figures import compare_figure, parts_of
 from rethink_imagenet.study.plans import Execution
 from rethink_imagenet.study.recipes import RECIPES, group_named, miniature, read_data
 from rethink_imagenet.study.report import table_of
+from rethink_imagenet.tools import commands
 from rethink_imagenet.tools.cli import rethink_compare
 
 Sample = Callable[[str], Path]
@@ -130,6 +131,16 @@ def test_a_figure_is_foretold_and_nothing_is_trained(
     for name in ("r50-gn-scratch", "r50-gn-pretrained"):
         assert re.search(rf"^{name}: a trunk of .* iterations", said, re.M)
     assert said.count("time: ") == said.count("memory: ") == 2 and not out.exists()
+
+
+def test_a_cascade_is_foretold_to_begin_where_it_is_switched_on(
+    sample_data: Sample, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "describe_run", lambda *_: "")
+    words = {"data": str(sample_data("coco_mini_by")), "out": str(tmp_path / "out")}
+    rethink_compare(figure="figure5", scale=0.01, device="cpu", dry_run=True, **words)
+    said = capsys.readouterr().out
+    assert "27 iterations with a cascade, after 54 of r50-gn-aug-scratch" in said
 
 
 def test_data_without_what_a_figure_is_about(
