@@ -613,7 +613,7 @@ def _plots(results: StudyResults) -> list[Plot]:
         return [(title_of(results), "What the recipes reached.", picture_of(results)), *plots]
     return [*plots, *_own_plots(results)]
 
-
+# %% ../../nbs/67_report.ipynb #6181bffc
 def _class_rows(details: Details) -> list[dict[str, str]]:
     "AP of each class by arm, as means over seeds, and what is between them"
     rows = []
@@ -647,7 +647,7 @@ def _tables(results: StudyResults) -> list[Table]:
         ("What it cost, pre-training counted", _cost_rows(results), prices),
     ]
 
-
+# %% ../../nbs/67_report.ipynb #1cc06c96
 def further_findings(
     results: StudyResults,  # what results.json of a study holds
 ) -> list[str]:
@@ -692,7 +692,7 @@ def advice_of(
     )
     return said if several else f"{said}{alone}"
 
-
+# %% ../../nbs/67_report.ipynb #a70ab604
 def html_page(
     results: StudyResults,  # what results.json of a study holds
     pictures: Sequence[tuple[str, bytes]] = (),  # detections of both arms: what each shows, and a JPEG

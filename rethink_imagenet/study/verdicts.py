@@ -453,7 +453,7 @@ class StudyResults(TypedDict):
     command: str  # that was typed
     tuning: dict[str, Any] | None  # the search that the plans came from
 
-
+# %% ../../nbs/64_verdicts.ipynb #1834b760
 @dataclass(frozen=True)
 class _Findings:
     "What the runs of one system show"
@@ -525,7 +525,7 @@ def _weights(study: Study, pair: Pair) -> str:
     "What the pre-trained arm of a system begins from; empty where it has none"
     return study.arm_named(pair["pretrained"][0]["training"]).experiment.weights if "pretrained" in pair else ""
 
-
+# %% ../../nbs/64_verdicts.ipynb #a107ae38
 def _beside_shorter(verdict: Judgement, ladder: list[Judgement]) -> Judgement:
     "The same with the difference at the shortest schedule of its ladder"
     what = itemgetter("system", "images_of", "kind")

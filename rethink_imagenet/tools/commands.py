@@ -409,7 +409,7 @@ def _check_body(backbone: str, norm: str) -> None:
         raise InputError("--backbone vgg16: has no pyramid and is another system; `rethink_compare section5.1` has it")
     Body(backbone, norm)
 
-
+# %% ../../nbs/76_commands.ipynb #5219632f
 def _ladder(schedules: str, plan: Plan) -> tuple[float, ...]:
     "The lengths that were typed, or the plan's. Raises InputError"
     try:
@@ -484,7 +484,7 @@ def plan_of(
         raise InputError(f"--schedules {schedules}: two of them have the same length in iterations")
     return plan
 
-
+# %% ../../nbs/76_commands.ipynb #80cf392e
 def execution_of(
     how: RunOptions | DeviceOptions,  # as typed
     device: str,  # as `device_of` gives it
@@ -901,7 +901,7 @@ def _say_few(plan: Plan, at_once: int) -> None:
     if norm in ("bn", "syncbn") and seen < 8:
         say(f"caution: the norm {norm} takes its statistics over {seen} images; 8 or more are better")
 
-
+# %% ../../nbs/76_commands.ipynb #d7202e59
 def _plan(
     settings: Compare | Tune | Train, sets: tuple[Dataset, Dataset] | None, weights: str, schedules: str, target: str
 ) -> Plan:
@@ -978,7 +978,7 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
         ClassificationSamples(how.crops, how.side)
     return _Beginning(plan, sets, shared, weights, grid, execution, spread)
 
-
+# %% ../../nbs/76_commands.ipynb #9ac6f5f9
 def _measurable(begun: _Beginning) -> Execution:
     "How a step is measured here: on the threads that a run will have; a cluster's machines are not known"
     return replace(begun.execution, jobs=begun.spread.jobs, threads=begun.spread.threads)
@@ -1017,7 +1017,7 @@ def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str,
     planned = {"seeds": chosen.seeds, "schedules": list(chosen.schedules), "subsets": subsets, "told": told, "typed": 0}
     return from_first(planned)
 
-
+# %% ../../nbs/76_commands.ipynb #1830cf52
 def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
     "What a comparison begins with, and its plan where there are hours; nothing is written before all of it is sound"
     folder, how, size, known = Path(settings.out), settings.pretraining, settings.size, _planned_before(settings)
