@@ -452,7 +452,7 @@ def summary(
         left_out += f"; crowds or difficult objects, which are not trained on: {ignored:,}"
     left_out += f"; caution: {dataset.caution}" if dataset.caution else ""
     return (
-        f"{printable(str(dataset.source))}: {counts['images']:,} images, {counts['instances']:,} instances, "
-        f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
+        f"{printable(str(dataset.source))}: {counts['images']:,} images in {printable(str(dataset.folder))}, "
+        f"{counts['instances']:,} instances, {counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
         f"categor{'y' if len(dataset.category_ids) == 1 else 'ies'}, {' and '.join(kinds)}{left_out}"
     )
