@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -163,9 +163,20 @@ def leaves(
     return slashed.startswith("/") or ".." in slashed.split("/") or re.match("[A-Za-z]:", slashed) is not None
 
 
-def _last_part(name: str) -> str:
-    "A file name without its folders, in the common spelling"
-    return _spelled(name).rpartition("/")[2]
+def _parts(name: str) -> list[str]:
+    "The folders of a file and its own name, in the common spelling"
+    return _spelled(name).split("/")
+
+
+def _ending(name: str) -> str:
+    "A file's own name with the folder around it, in the common spelling"
+    return "/".join(_parts(name)[-2:])
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    "How many of their last parts two names have in common"
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def _grouped(names: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -201,9 +212,21 @@ class FileFinder:
         return _grouped(self._below, _spelled)
 
     @cached_property
-    def _by_last_part(self) -> dict[str, list[str]]:
-        "Those files by the common spelling of their names without folders"
-        return _grouped(self._below, _last_part)
+    def _by_ending(self) -> dict[str, list[str]]:
+        "Those files by the last part of their common spelling, and by its last two parts where it has two"
+        nested = [name for name in self._below if "/" in name]
+        return _grouped(self._below, lambda name: _parts(name)[-1]) | _grouped(nested, _ending)
+
+    def _elsewhere(self, name: str) -> str | None:
+        "The one file whose last parts are most like those of a name that leads out of the folder"
+        wanted = _parts(name)
+        near = self._by_ending.get(_ending(name), [])
+        if not near:
+            alone = self._by_ending.get(wanted[-1], [])
+            return alone[0] if len(alone) == 1 and "/" not in alone[0] else None
+        shared = [_alike(wanted, _parts(file)) for file in near]
+        best = [file for file, parts in zip(near, shared, strict=True) if parts == max(shared)]
+        return best[0] if len(best) == 1 else None
 
     def find(
         self,
@@ -213,11 +236,12 @@ class FileFinder:
         name = name.removeprefix("./")
         if name in self.names:
             return name
-        outside = leaves(name)
-        if not outside and len(name) < 1000 and "\0" not in name and (self.folder / name).is_file():
+        if leaves(name):
+            return self._elsewhere(name)
+        if os.path.isfile(os.path.join(self.folder, name)):  # which is quiet about a name that no disk can have
             return name
-        fitting = self._by_last_part.get(_last_part(name)) if outside else self._by_spelling.get(_spelled(name))
-        return fitting[0] if fitting and len(fitting) == 1 else None
+        fitting = self._by_spelling.get(_spelled(name), [])
+        return fitting[0] if len(fitting) == 1 else None
 
     @cached_property
     def _bounds(self) -> tuple[str, str]:
@@ -269,7 +293,7 @@ def _file_meant(file: str, finder: FileFinder, name: str) -> str:
     "The file as the disk names it. Raises InputError unless it is there and inside the folder of images"
     found = finder.find(file)
     if found is None and leaves(file):
-        told = f"leaves the folder of images, and its last part is not the name of one file in {finder.folder}"
+        told = f"leaves the folder of images, and its last parts are not those of one file in {finder.folder}"
         raise InputError(f'{name}: file name "{file}" {told}; write names relative to the folder of images')
     if found is None:
         near = finder.nearest(file)
