@@ -634,6 +634,7 @@ def assemble(
     folder: Path,  # of the image files
     name: Callable[[int], str],  # says how to call annotation number i in an error
     kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    names: Sequence[str] = (),  # the categories of another data set; Roboflow's group is one only if it is there
 ) -> Dataset:
     "A `Dataset` from COCO's tables. Raises InputError at the first record that is not right"
     image_ids, files, sizes = _read_images(content["images"], folder, source)
@@ -642,7 +643,8 @@ def assemble(
     places = {image: m for m, image in enumerate(image_ids.tolist())}
     known = {one: label for label, one in enumerate(category_ids, 1)}
     objects = _read_all(content["annotations"], _Listed(places, sizes, known, keypoint_names, kinds), name)
-    group = int(_has_group(content["categories"]) and not (objects.labels == 1).any())  # which is no category then
+    unused = not (objects.labels == 1).any() and category_names != tuple(names)
+    group = int(_has_group(content["categories"]) and unused)  # which is no category then
     category_ids, category_names = category_ids[group:], category_names[group:]
     _check_names(category_names, source)
     order = np.argsort(objects.image, kind="stable")
@@ -766,14 +768,16 @@ def _some_names(content: dict[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _described(content: dict[str, Any], source: Path, images: str | Path | None, kinds: Sequence[str]) -> Dataset:
+def _described(
+    content: dict[str, Any], source: Path, images: str | Path | None, kinds: Sequence[str], names: Sequence[str]
+) -> Dataset:
     "What COCO's tables from a file say. Raises InputError, or a refusal of msgspec"
 
     def name(i: int) -> str:
         return f"{source}: annotation number {i} (id {_record(content['annotations'], i).get('id')})"
 
     folder = Path(images) if images else image_folder(source, _some_names(content))
-    return assemble(content, source, source, folder, name, kinds)
+    return assemble(content, source, source, folder, name, kinds, names)
 
 
 @_no_garbage()
@@ -782,12 +786,13 @@ def read_coco(
     images: str | Path | None = None,  # folder of the images; by default the one beside the json that has them
     strict: bool = False,  # refuse what would otherwise be left out and counted
     kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    names: Sequence[str] = (),  # the categories of another data set; Roboflow's group is one only if it is there
 ) -> Dataset:
     "Read and check a data set in COCO's format. Raises InputError"
     annotations = Path(annotations)
     with contextlib.suppress(*_REFUSALS):
-        return finish(_described(_tables(annotations), annotations, images, kinds), strict)
-    return finish(_described(read_json(annotations), annotations, images, kinds), strict)
+        return finish(_described(_tables(annotations), annotations, images, kinds, names), strict)
+    return finish(_described(read_json(annotations), annotations, images, kinds, names), strict)
 
 # %% ../../nbs/13_coco.ipynb #b8a40c12
 def read_image_info(

@@ -138,7 +138,7 @@ def read_split(
     images: str | Path | None = None,  # folder of the images of a json
     strict: bool = False,  # refuse what would otherwise be left out and counted
     kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
-    names: Sequence[str] = (),  # the categories of VOC's objects; by default all that occur, sorted
+    names: Sequence[str] = (),  # the categories of another data set, which this one is to have too, if it can
 ) -> Dataset:
     "Read one split, whatever its format. Raises InputError"
     source = Path(source)
@@ -146,7 +146,7 @@ def read_split(
         if images:
             raise InputError(f"{source}: is in VOC's layout, which has its own folder of images; leave --images away")
         return read_voc(source, names, strict)
-    return read_coco(source, images, strict, kinds)
+    return read_coco(source, images, strict, kinds, names)
 
 # %% ../../nbs/15_splits.ipynb #797187d3
 def _annotations_of(content: dict[str, Any], image_ids: np.ndarray) -> dict[str, Any]:
@@ -269,8 +269,10 @@ def _read_two(
         raise InputError(f"{train}: is named to train on and to evaluate on; hold images of it back with --split 0.2")
     first = read_split(train, images[0], strict, kinds)
     second = read_split(val, images[1], strict, kinds, first.category_names)
+    if second.category_ids == (0, *first.category_ids):  # Roboflow's group is a class of the second
+        first = read_split(train, images[0], strict, kinds, second.category_names)
     if (first.category_ids, first.category_names) != (second.category_ids, second.category_names):
-        raise InputError(f"{val}: its categories are not those of {train}{_differing(first, second)}")
+        raise InputError(_differing(first, second))
     if (first.polygons is None) != (second.polygons is None):
         told = "take boxes alone (--boxes-only), or add masks"
         raise InputError(f"{train} and {val}: one has masks and the other has none; {told}")
@@ -278,11 +280,13 @@ def _read_two(
 
 
 def _differing(first: Dataset, second: Dataset) -> str:
-    "The first category that one of two data sets has otherwise"
-    known, other = (dict(zip(d.category_ids, d.category_names, strict=True)) for d in (first, second))
-    key = next(key for key in sorted({*known, *other}) if known.get(key) != other.get(key))
-    names = [f'"{told[key]}"' if key in told else "missing" for told in (other, known)]
-    return f": {key} is {names[0]} there, and {names[1]} in the other"
+    "The first category that one of two data sets has otherwise, and what to do"
+    sets = first, second
+    names = [dict(zip(d.category_ids, d.category_names, strict=True)) for d in sets]
+    key = next(key for key in sorted({*names[0], *names[1]}) if names[0].get(key) != names[1].get(key))
+    told = [f'"{its[key]}"' if key in its else "missing" for its in names]
+    found = " and ".join(f"{one} in {d.source}" for one, d in zip(told, sets, strict=True))
+    return f"category {key} is {found}; export both from one project, or give both the same list of categories"
 
 
 def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> tuple[Path, Path | None]:
