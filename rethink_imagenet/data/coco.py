@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -111,6 +112,23 @@ def _record(table: list[Any], i: int) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 # %% ../../nbs/13_coco.ipynb #2974b047
+_WANTED = {int: "a whole number of up to 18 digits, without quotes or point", str: "a text", list: "a list of numbers"}
+
+
+def _fault_of_field(record: Any, key: str, kind: type) -> str:
+    "What is wrong with a field, that it is not there or what it is, and what to write"
+    if not isinstance(record, dict):
+        return "is no object with fields in braces"
+    if key not in record:
+        copy = key == "file_name" and "coco_url" in record
+        return f'has no "{key}"; ' + (
+            'copy the last part of its "coco_url" into it' if copy else f"write {_WANTED[kind]}"
+        )
+    value = record[key]
+    shown = "a list or an object" if isinstance(value, list | dict) else json.dumps(value, ensure_ascii=False)
+    return f'has {shown if len(shown) <= 60 else shown[:57] + "..."} as "{key}"; write {_WANTED[kind]}'
+
+
 def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]) -> list[Any]:
     "One field of all records; raises InputError at the first that has none of this kind"
     with contextlib.suppress(TypeError, KeyError):
@@ -121,7 +139,7 @@ def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]
     for i, record in enumerate(records):
         value: Any = record.get(key) if isinstance(record, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
-            raise InputError(f'{name(i)} has no valid "{key}"')
+            raise InputError(f"{name(i)} {_fault_of_field(record, key, kind)}")
     return [record[key] for record in records]
 
 
@@ -371,16 +389,20 @@ def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str
     return corners.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
 
 # %% ../../nbs/13_coco.ipynb #786dafa6
+_OR_BOXES = "mend it, or take boxes alone (--boxes-only)"  # what to do about a segmentation with a fault
+
+
 def _rings_of_polygons(polygons: Any, name: Callable[[int], str], i: int) -> list[np.ndarray]:
     "Rings [V, 2] of COCO's lists x1, y1, x2, y2, ..., those of record i"
     if not isinstance(polygons, list):
-        raise InputError(f"{name(i)}: its segmentation is neither a list of polygons nor a run-length encoding")
+        told = "its segmentation is neither a list of polygons nor a run-length encoding"
+        raise InputError(f"{name(i)}: {told}; {_OR_BOXES}")
     for polygon in polygons:
         if not isinstance(polygon, list) or not are_numbers(polygon):
-            raise InputError(f"{name(i)}: a polygon that is no list of finite numbers x1, y1, x2, y2, ...")
+            raise InputError(f"{name(i)}: a polygon is no list of finite numbers x1, y1, x2, y2, ...; {_OR_BOXES}")
         if len(polygon) < 6 or len(polygon) % 2:
-            numbers = len(polygon)
-            raise InputError(f"{name(i)}: a polygon of {numbers} numbers; it takes three points or more of two each")
+            told = f"a polygon has {len(polygon)} numbers, and takes three points or more of two each"
+            raise InputError(f"{name(i)}: {told}; {_OR_BOXES}")
     return [np.array(polygon, np.float32).reshape(-1, 2) for polygon in polygons]
 
 
@@ -394,15 +416,18 @@ def _check_extent(polygons: Polygons, sizes: np.ndarray, name: Callable[[int], s
     far = ~((low >= -limit) & (high <= 2 * limit)).all(axis=1)
     if far.any():
         first = name(int(instance[far.argmax()]))
-        raise InputError(f"{first}: a polygon reaches further outside its image than the image is wide or high")
+        told = "a polygon reaches further outside its image than the image is wide or high"
+        raise InputError(f"{first}: {told}; {_OR_BOXES}")
 
 
 def _check_rle(rle: dict[str, Any], size: list[int], name: str) -> None:
     "Raises InputError where an encoding is not one of its image, of this height and width"
     if rle.get("size") != size:
-        raise InputError(f"{name}: its mask has size {rle.get('size')}, its image {size} (height, width)")
+        told = f"its mask has size {rle.get('size')}, its image {size} (height, width)"
+        raise InputError(f"{name}: {told}; {_OR_BOXES}")
     if not are_sound([rle.get("counts")], [size[0] * size[1]])[0]:
-        raise InputError(f"{name}: its run-length encoding cannot be decoded: its runs do not add up to its image")
+        told = "its run-length encoding cannot be decoded: its runs do not add up to its image"
+        raise InputError(f"{name}: {told}; {_OR_BOXES}")
 
 
 def _rings_of_rle(rle: dict[str, Any], size: list[int], name: str) -> list[np.ndarray]:
@@ -411,7 +436,7 @@ def _rings_of_rle(rle: dict[str, Any], size: list[int], name: str) -> list[np.nd
     whole = isinstance(rle["counts"], list)
     mask = coco_mask.decode(coco_mask.frPyObjects(rle, *size) if whole else rle)
     if not mask.any():
-        raise InputError(f"{name}: its mask has no pixel; give it one or remove the annotation")
+        raise InputError(f"{name}: its mask has no pixel; remove the annotation, or take boxes alone (--boxes-only)")
     return trace(mask.astype(bool))
 
 # %% ../../nbs/13_coco.ipynb #cdd2b8db
@@ -518,16 +543,18 @@ FLAGS = ("iscrowd", "ignore", "difficult")  # each 0 or 1; an object with one of
 
 
 def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
-    "Raises InputError at the first of `FLAGS` that is not 0 or 1 and the first `area` that is no number"
-    flags = [record.get(key, 0) for key in FLAGS for record in records]
-    areas = _as_numbers([record.get("area", 0) for record in records])
-    if set(map(type, flags)) <= {int, bool} and set(flags) <= {0, 1} and areas is not None and (areas >= 0).all():
+    "Raises InputError at the first of `FLAGS` that is not 0 or 1 and the first `area` that is no number; null is none"
+    flags = [record.get(key) for key in FLAGS for record in records]
+    areas = _as_numbers([area for record in records if (area := record.get("area")) is not None])
+    formed = set(map(type, flags)) <= {int, bool, NoneType} and set(flags) <= {0, 1, None}
+    if formed and areas is not None and (areas >= 0).all():
         return
     for i, record in enumerate(records):
         for key in FLAGS:
-            if type(record.get(key, 0)) not in (int, bool) or record.get(key, 0) not in (0, 1):
+            if type(record.get(key)) not in (int, bool, NoneType) or record.get(key) not in (0, 1, None):
                 raise InputError(f'{name(i)}: its "{key}" is neither 0 nor 1')
-        if not are_numbers([record.get("area", 0)]) or record.get("area", 0) < 0:
+        area = record.get("area")
+        if area is not None and (not are_numbers([area]) or area < 0):
             raise InputError(f'{name(i)}: its "area" is no number of 0 or more')
 
 
