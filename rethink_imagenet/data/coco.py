@@ -191,6 +191,11 @@ def _ending(name: str) -> str:
     return "/".join(_parts(name)[-2:])
 
 
+def _undigited(name: str) -> str:
+    "A name without its digits"
+    return re.sub(r"\d+", "", name)
+
+
 def _alike(one: list[str], other: list[str]) -> int:
     "How many of their last parts two names have in common"
     pairs = zip(reversed(one), reversed(other), strict=False)
@@ -292,14 +297,16 @@ class FileFinder:
         self,
         name: str,  # of a file that is not there
     ) -> str:  # relative to the folder; empty where nothing is near
-        "The file whose name comes closest: of the same name elsewhere, of another kind, or of a similar name"
+        "The image whose name comes closest: of the same name elsewhere, of another kind, or of a similar name"
         wanted = PurePosixPath(_spelled(name[:500]))
-        known = {PurePosixPath(spelling): names[0] for spelling, names in self._by_spelling.items()}
+        paths = {PurePosixPath(spelling): names[0] for spelling, names in self._by_spelling.items()}
+        known = {path: file for path, file in paths.items() if path.suffix not in (".xml", ".txt", ".json")}
         for key in ("name", "stem"):
             same = (file for path, file in known.items() if getattr(path, key) == getattr(wanted, key))
             if (first := next(same, None)) is not None:
                 return first
-        some = {path.name: file for path, file in list(known.items())[:20_000]}
+        other = {path.name: file for path, file in known.items() if _undigited(path.name) != _undigited(wanted.name)}
+        some = dict(list(other.items())[:20_000])
         close = difflib.get_close_matches(wanted.name, list(some), n=1, cutoff=0.8)
         return some[close[0]] if close else ""
 
@@ -307,24 +314,32 @@ class FileFinder:
 LARGEST_IMAGE = 100_000_000  # pixels; more is taken for a mistake
 
 
-def _file_meant(file: str, finder: FileFinder, name: str) -> str:
-    "The file as the disk names it. Raises InputError unless it is there and inside the folder of images"
-    found = finder.find(file)
-    if found is None and leaves(file):
+def _missing(file: str, finder: FileFinder) -> str:
+    "What is wrong with a name for which there is no file, and what to do"
+    if leaves(file):
         told = f"leaves the folder of images, and its last parts are not those of one file in {finder.folder}"
-        raise InputError(f'{name}: file name "{file}" {told}; write names relative to the folder of images')
-    if found is None:
-        near = finder.nearest(file)
-        raise InputError(
-            f"{name}: {finder.folder / file} is missing{f', nearest: {near}' if near else ''}; put it there, or say "
-            "with --images where the images of a json are"
-        )
-    if outside := finder.leads_to(found):
-        raise InputError(
-            f"{name}: {finder.folder / found} is a link that leaves the data set, to {outside}; copy the folder with "
-            "cp -rL, which puts the files themselves there, and name the copy"
-        )
-    return found
+        return f'file name "{file}" {told}; write names relative to the folder of images'
+    near = finder.nearest(file)
+    told = f"{finder.folder / file} is missing{f', nearest: {near}' if near else ''}"
+    return f"{told}; put it there, or say with --images where the images of a json are"
+
+
+def _files_meant(files: list[str], folder: Path, name: Callable[[int], str]) -> list[str]:
+    "The files as the disk names them. Raises InputError unless all are there and inside the folder of images"
+    finder = FileFinder(folder)
+    found = [finder.find(file) for file in files]
+    if number := found.count(None):
+        first = found.index(None)
+        more = f"; {number:,} of {len(files):,} images are missing" if number > 1 else ""
+        raise InputError(f"{name(first)}: {_missing(files[first], finder)}{more}")
+    there = [file for file in found if file is not None]
+    for i, file in enumerate(there):
+        if outside := finder.leads_to(file):
+            raise InputError(
+                f"{name(i)}: {folder / file} is a link that leaves the data set, to {outside}; copy the folder with "
+                "cp -rL, which puts the files themselves there, and name the copy"
+            )
+    return there
 
 
 def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -339,8 +354,7 @@ def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.nda
     _check_unique(ids, name)
     files = _column(records, "file_name", str, name)
     sizes = np.column_stack([_column(records, key, int, name) for key in ("height", "width")])
-    finder = FileFinder(folder)
-    found = [_file_meant(file, finder, name(i)) for i, file in enumerate(files)]
+    found = _files_meant(files, folder, name)
     if len(set(found)) < len(found):
         known: dict[str, int] = {}
         i = next(i for i, file in enumerate(found) if known.setdefault(file, i) < i)
