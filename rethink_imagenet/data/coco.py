@@ -809,6 +809,16 @@ def _some_names(content: dict[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
+def _folder_for(content: dict[str, Any], source: Path, named: str | Path | None) -> Path:
+    "The folder of a json's images: the one that was named, or the likely one. Raises InputError"
+    if not named:
+        return image_folder(source, _some_names(content))
+    if not Path(named).is_dir():
+        told = "is a file" if Path(named).exists() else "no such folder"
+        raise InputError(f"{named}: {told}; name with --images the folder that the images of {source} are in")
+    return Path(named)
+
+
 def _described(
     content: dict[str, Any], source: Path, images: str | Path | None, kinds: Sequence[str], names: Sequence[str]
 ) -> Dataset:
@@ -817,8 +827,7 @@ def _described(
     def name(i: int) -> str:
         return f"{source}: annotation number {i} (id {_record(content['annotations'], i).get('id')})"
 
-    folder = Path(images) if images else image_folder(source, _some_names(content))
-    return assemble(content, source, source, folder, name, kinds, names)
+    return assemble(content, source, source, _folder_for(content, source, images), name, kinds, names)
 
 
 @_no_garbage()
@@ -843,5 +852,4 @@ def read_image_info(
     "Read and check a list of images without annotations, a data set to predict on only. Raises InputError"
     source = Path(images)
     content = read_json(source, ("images", "categories")) | {"annotations": []}
-    images_of = Path(folder) if folder else image_folder(source, _some_names(content))
-    return assemble(content, source, content, images_of, str)
+    return assemble(content, source, content, _folder_for(content, source, folder), str)

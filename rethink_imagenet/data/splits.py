@@ -118,14 +118,21 @@ def _within(files: Sequence[Path], folder: Path) -> str:
     return ", ".join(str(path.relative_to(folder)) if path != folder else "XML files" for path in files)
 
 # %% ../../nbs/15_splits.ipynb #d9987c0b
+def _check_folder(data: Path) -> None:
+    "Raises InputError where there is no such folder, or where it is a file"
+    if data.is_file():
+        raise InputError(f"{data}: is a file; name it with --train, and add --val, or --split 0.2, in place of --data")
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder")
+
+
 def find_split(
     folder: str | Path,  # that a user named
     split: str,  # train or val
 ) -> Path:  # a json, a list of VOC's images, or a folder of XML files
     "The annotations of a split in a folder. Raises InputError that says what is there and what to do"
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    _check_folder(folder)
     found = next(filter(None, _candidates(folder, split)), [])
     if len(found) == 1 and not _are_of_labelme(found):
         return found[0]
@@ -133,15 +140,28 @@ def find_split(
     raise InputError(f"{folder}: {wanted}, {_not_one(found, folder, split)}")
 
 
+def _annotations_in(folder: Path) -> Path:
+    "A folder of XML files as it is, or the one json in a folder. Raises InputError where there is neither"
+    if xml_folder(folder):
+        return folder
+    jsons = _preferred(_jsons_in(folder))
+    if len(jsons) == 1:
+        return jsons[0]
+    if _are_of_labelme(jsons):
+        raise InputError(f"{folder}: {_LABELME}")
+    found = f"found {_within(jsons, folder)}; name one of them" if jsons else "found none; name the file itself"
+    raise InputError(f"{folder}: expected XML files in VOC's layout or one json in COCO's format, {found}")
+
+
 def read_split(
-    source: str | Path,  # a json, a list of VOC's images, or a folder of XML files
+    source: str | Path,  # a json, a list of VOC's images, a folder of XML files, or a folder with one json
     images: str | Path | None = None,  # folder of the images of a json
     strict: bool = False,  # refuse what would otherwise be left out and counted
     kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
     names: Sequence[str] = (),  # the categories of another data set, which this one is to have too, if it can
 ) -> Dataset:
     "Read one split, whatever its format. Raises InputError"
-    source = Path(source)
+    source = _annotations_in(Path(source)) if Path(source).is_dir() else Path(source)
     if source.suffix == ".txt" or source.is_dir():
         if images:
             raise InputError(f"{source}: is in VOC's layout, which has its own folder of images; leave --images away")
@@ -297,8 +317,7 @@ def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> 
         raise InputError(f"--split {split:g} with --val {val}: the one draws what the other names; give one of them")
     if train:
         return train, None
-    if not data.is_dir():
-        raise InputError(f"{data}: no such folder")
+    _check_folder(data)
     if any(_candidates(data, "val")):
         raise InputError(
             f"--split {split:g}: {data} has images to evaluate on; leave it away, or name a file by --train"
