@@ -159,7 +159,7 @@ def _look_up(places: dict[int, int], wanted: list[int], what: str, name: Callabl
         i = next(i for i, one in enumerate(wanted) if one not in places)
         raise InputError(f"{name(i)} refers to {what} {wanted[i]}, which the file does not list") from None
 
-# %% ../../nbs/13_coco.ipynb #cd6db671
+# %% ../../nbs/13_coco.ipynb #f0db4d1c
 def _spelled(name: str) -> str:
     "A file name as Windows, macOS and Linux would all write it"
     return unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./")).casefold()
@@ -202,6 +202,7 @@ def _alike(one: list[str], other: list[str]) -> int:
     return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
+# %% ../../nbs/13_coco.ipynb #cd6db671
 def _grouped(names: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     "Names by what a function makes of them"
     found: dict[str, list[str]] = {}
@@ -572,6 +573,7 @@ def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
             raise InputError(f'{name(i)}: its "area" is no number of 0 or more')
 
 
+# %% ../../nbs/13_coco.ipynb #087c79d8
 KINDS = {"masks": "segmentation", "keypoints": "keypoints"}  # beside boxes, and their fields
 
 
@@ -627,6 +629,7 @@ def _read_objects(records: list[Any], listed: _Listed, name: Callable[[int], str
     return _Objects(ids, kept, *columns, polygons, keypoints, kinds)
 
 
+# %% ../../nbs/13_coco.ipynb #efa7e207
 def _joined(parts: list[_Objects], points: int) -> _Objects:
     "The annotations of all parts; zeros, which mean unlabelled, for the keypoints of parts without any"
     starts = np.cumsum([0, *(len(part.ids) for part in parts)])
@@ -646,17 +649,6 @@ def _joined(parts: list[_Objects], points: int) -> _Objects:
     return _Objects(ids, kept, image, boxes, labels, crowd, difficult, bare, polygons, keypoints, kinds)
 
 
-def _masks_of(objects: _Objects, order: np.ndarray, name: Callable[[int], str]) -> Polygons | None:
-    "Outlines in this order, or None where there are none. Raises InputError where one alone is missing"
-    if not len(objects.polygons.points):
-        return None
-    if objects.bare.any():
-        first = name(int(objects.kept[objects.bare.argmax()]))
-        told = "has no segmentation, though others have; give it one, or take boxes alone (--boxes-only)"
-        raise InputError(f"{first} {told}")
-    return objects.polygons.select(order)
-
-
 def _read_all(table: list[Any], listed: _Listed, name: Callable[[int], str]) -> _Objects:
     "All annotations, some at a time. Raises InputError at one that is not right"
     parts = [
@@ -668,6 +660,19 @@ def _read_all(table: list[Any], listed: _Listed, name: Callable[[int], str]) -> 
     return objects
 
 
+# %% ../../nbs/13_coco.ipynb #35975d66
+def _masks_of(objects: _Objects, order: np.ndarray, name: Callable[[int], str]) -> Polygons | None:
+    "Outlines in this order, or None where there are none. Raises InputError where one alone is missing"
+    if not len(objects.polygons.points):
+        return None
+    if objects.bare.any():
+        first = name(int(objects.kept[objects.bare.argmax()]))
+        told = "has no segmentation, though others have; give it one, or take boxes alone (--boxes-only)"
+        raise InputError(f"{first} {told}")
+    return objects.polygons.select(order)
+
+
+# %% ../../nbs/13_coco.ipynb #c1efae0d
 def assemble(
     content: dict[str, Any],  # COCO's tables
     source: Path,  # that they were read from
