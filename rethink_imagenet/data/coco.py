@@ -201,7 +201,6 @@ def _alike(one: list[str], other: list[str]) -> int:
     pairs = zip(reversed(one), reversed(other), strict=False)
     return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
-
 # %% ../../nbs/13_coco.ipynb #cd6db671
 def _grouped(names: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     "Names by what a function makes of them"
@@ -572,7 +571,6 @@ def _check_flags(records: list[Any], name: Callable[[int], str]) -> None:
         if area is not None and (not are_numbers([area]) or area < 0):
             raise InputError(f'{name(i)}: its "area" is no number of 0 or more')
 
-
 # %% ../../nbs/13_coco.ipynb #087c79d8
 KINDS = {"masks": "segmentation", "keypoints": "keypoints"}  # beside boxes, and their fields
 
@@ -628,7 +626,6 @@ def _read_objects(records: list[Any], listed: _Listed, name: Callable[[int], str
     columns = image[kept], boxes[kept], labels[kept], crowd, difficult, bare
     return _Objects(ids, kept, *columns, polygons, keypoints, kinds)
 
-
 # %% ../../nbs/13_coco.ipynb #efa7e207
 def _joined(parts: list[_Objects], points: int) -> _Objects:
     "The annotations of all parts; zeros, which mean unlabelled, for the keypoints of parts without any"
@@ -659,7 +656,6 @@ def _read_all(table: list[Any], listed: _Listed, name: Callable[[int], str]) -> 
     _check_unique(objects.ids, name)
     return objects
 
-
 # %% ../../nbs/13_coco.ipynb #35975d66
 def _masks_of(objects: _Objects, order: np.ndarray, name: Callable[[int], str]) -> Polygons | None:
     "Outlines in this order, or None where there are none. Raises InputError where one alone is missing"
@@ -670,7 +666,6 @@ def _masks_of(objects: _Objects, order: np.ndarray, name: Callable[[int], str]) 
         told = "has no segmentation, though others have; give it one, or take boxes alone (--boxes-only)"
         raise InputError(f"{first} {told}")
     return objects.polygons.select(order)
-
 
 # %% ../../nbs/13_coco.ipynb #c1efae0d
 def assemble(
@@ -764,7 +759,7 @@ def split_of(
 
 # %% ../../nbs/13_coco.ipynb #bb0e4584
 def _image_folders(annotations: Path) -> Iterator[tuple[int, Path]]:
-    "Where the images of a json may be, and how likely: 0 has the split's name, 1 its word and no other use, 2 the rest"
+    "Where the images of a json may be, with a rank: 0 has the split's name, 1 its word and no other use, 3 holds all"
     in_folder = annotations.parent.name.lower() == "annotations"
     root = annotations.parent.parent if in_folder else annotations.parent
     last = annotations.stem.rpartition("_")[2].replace("test-dev", "test")  # whose images are among test2017's
@@ -779,7 +774,7 @@ def _image_folders(annotations: Path) -> Iterator[tuple[int, Path]]:
                 yield 1 if OF_IMAGES & words or words <= set(WORDS[split]) else 2, path
     yield from ((2, root / name) for name in ("images", "Images", "data", "JPEGImages"))
     yield from ((2, path) for depth in ("*", "*/*") for path in sorted(root.glob(f"{depth}/JPEGImages")))  # of a devkit
-    yield 2, root
+    yield 3, root
 
 
 def _files_of(folder: Path, names: Sequence[str]) -> list[tuple[int, int]]:
