@@ -316,7 +316,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "image twice": (lambda c: c["images"].append(c["images"][0]), "image number 10 (id 1) stands twice"),
     "annotation twice": (lambda c: c["annotations"].append(c["annotations"][0]), "(id 1) stands twice"),
     "category twice": (lambda c: c["categories"].append(c["categories"][0]), "category number 8 stands twice"),
-    "no bbox": (lambda c: c["annotations"][0].pop("bbox"), 'annotation number 0 (id 1) has no valid "bbox"'),
+    "no bbox": (lambda c: c["annotations"][0].pop("bbox"), 'annotation number 0 (id 1) has no "bbox"; write a list'),
     "bbox of words": (lambda c: first(c, "annotations", bbox=["a", 1, 2, 3]), "not four numbers"),
     "two points": (lambda c: first(c, "annotations", segmentation=[[1, 2, 3, 4]]), "three points or more"),
     "odd polygon": (lambda c: first(c, "annotations", segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "three points or more"),
@@ -345,15 +345,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "iscrowd is a word": (lambda c: first(c, "annotations", iscrowd="0"), '"iscrowd" is neither 0 nor 1'),
     "iscrowd is a fraction": (lambda c: first(c, "annotations", iscrowd=0.0), '"iscrowd" is neither 0 nor 1'),
-    "ignore is nothing": (lambda c: first(c, "annotations", ignore=None), '"ignore" is neither 0 nor 1'),
     "difficult is a word": (lambda c: first(c, "annotations", difficult="0"), '"difficult" is neither 0 nor 1'),
     "a crowd without mask": (lambda c: first(c, "annotations", iscrowd=1, segmentation=[]), "has no segmentation"),
     "a file of two images": (
         lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "image number 0 (id 1) as well"
     ),
     "area is a word": (lambda c: first(c, "annotations", area="large"), '"area" is no number'),
-    "id is true": (lambda c: first(c, "annotations", id=True), 'has no valid "id"'),
-    "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has no valid "id"'),
+    "id is true": (lambda c: first(c, "annotations", id=True), 'has true as "id"; write a whole number'),
+    "id is endless": (lambda c: first(c, "annotations", id=2**70), 'has 1180591620717411303424 as "id"'),
     "bbox is endless": (lambda c: first(c, "annotations", bbox=[10**400, 1, 2, 3]), "not four numbers"),
     "image is endless": (lambda c: first(c, "images", width=10**6, height=10**6), "is not from 1 to"),
     "skeleton counts from 0": (
@@ -363,7 +362,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "file name is endless": (lambda c: first(c, "images", file_name="x" * 5000), "is missing"),
     "missing file": (lambda c: first(c, "images", file_name="nowhere.png"), "nowhere.png is missing"),
     "file elsewhere": (lambda c: first(c, "images", file_name="../../other.png"), "leaves the folder"),
-    "no size": (lambda c: c["images"][0].pop("width"), 'image number 0 (id 1) has no valid "width"'),
+    "no size": (lambda c: c["images"][0].pop("width"), 'image number 0 (id 1) has no "width"; write a whole number'),
 }  # fmt: skip
 
 

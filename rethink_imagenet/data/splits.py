@@ -118,14 +118,21 @@ def _within(files: Sequence[Path], folder: Path) -> str:
     return ", ".join(str(path.relative_to(folder)) if path != folder else "XML files" for path in files)
 
 # %% ../../nbs/15_splits.ipynb #d9987c0b
+def _check_folder(data: Path) -> None:
+    "Raises InputError where there is no such folder, or where it is a file"
+    if data.is_file():
+        raise InputError(f"{data}: is a file; name it with --train, and add --val, or --split 0.2, in place of --data")
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder")
+
+
 def find_split(
     folder: str | Path,  # that a user named
     split: str,  # train or val
 ) -> Path:  # a json, a list of VOC's images, or a folder of XML files
     "The annotations of a split in a folder. Raises InputError that says what is there and what to do"
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    _check_folder(folder)
     found = next(filter(None, _candidates(folder, split)), [])
     if len(found) == 1 and not _are_of_labelme(found):
         return found[0]
@@ -133,20 +140,33 @@ def find_split(
     raise InputError(f"{folder}: {wanted}, {_not_one(found, folder, split)}")
 
 
+def _annotations_in(folder: Path) -> Path:
+    "A folder of XML files as it is, or the one json in a folder. Raises InputError where there is neither"
+    if xml_folder(folder):
+        return folder
+    jsons = _preferred(_jsons_in(folder))
+    if len(jsons) == 1:
+        return jsons[0]
+    if _are_of_labelme(jsons):
+        raise InputError(f"{folder}: {_LABELME}")
+    found = f"found {_within(jsons, folder)}; name one of them" if jsons else "found none; name the file itself"
+    raise InputError(f"{folder}: expected XML files in VOC's layout or one json in COCO's format, {found}")
+
+
 def read_split(
-    source: str | Path,  # a json, a list of VOC's images, or a folder of XML files
+    source: str | Path,  # a json, a list of VOC's images, a folder of XML files, or a folder with one json
     images: str | Path | None = None,  # folder of the images of a json
     strict: bool = False,  # refuse what would otherwise be left out and counted
     kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
-    names: Sequence[str] = (),  # the categories of VOC's objects; by default all that occur, sorted
+    names: Sequence[str] = (),  # the categories of another data set, which this one is to have too, if it can
 ) -> Dataset:
     "Read one split, whatever its format. Raises InputError"
-    source = Path(source)
+    source = _annotations_in(Path(source)) if Path(source).is_dir() else Path(source)
     if source.suffix == ".txt" or source.is_dir():
         if images:
             raise InputError(f"{source}: is in VOC's layout, which has its own folder of images; leave --images away")
         return read_voc(source, names, strict)
-    return read_coco(source, images, strict, kinds)
+    return read_coco(source, images, strict, kinds, names)
 
 # %% ../../nbs/15_splits.ipynb #797187d3
 def _annotations_of(content: dict[str, Any], image_ids: np.ndarray) -> dict[str, Any]:
@@ -269,8 +289,10 @@ def _read_two(
         raise InputError(f"{train}: is named to train on and to evaluate on; hold images of it back with --split 0.2")
     first = read_split(train, images[0], strict, kinds)
     second = read_split(val, images[1], strict, kinds, first.category_names)
+    if second.category_ids == (0, *first.category_ids):  # Roboflow's group is a class of the second
+        first = read_split(train, images[0], strict, kinds, second.category_names)
     if (first.category_ids, first.category_names) != (second.category_ids, second.category_names):
-        raise InputError(f"{val}: its categories are not those of {train}{_differing(first, second)}")
+        raise InputError(_differing(first, second))
     if (first.polygons is None) != (second.polygons is None):
         told = "take boxes alone (--boxes-only), or add masks"
         raise InputError(f"{train} and {val}: one has masks and the other has none; {told}")
@@ -278,11 +300,13 @@ def _read_two(
 
 
 def _differing(first: Dataset, second: Dataset) -> str:
-    "The first category that one of two data sets has otherwise"
-    known, other = (dict(zip(d.category_ids, d.category_names, strict=True)) for d in (first, second))
-    key = next(key for key in sorted({*known, *other}) if known.get(key) != other.get(key))
-    names = [f'"{told[key]}"' if key in told else "missing" for told in (other, known)]
-    return f": {key} is {names[0]} there, and {names[1]} in the other"
+    "The first category that one of two data sets has otherwise, and what to do"
+    sets = first, second
+    names = [dict(zip(d.category_ids, d.category_names, strict=True)) for d in sets]
+    key = next(key for key in sorted({*names[0], *names[1]}) if names[0].get(key) != names[1].get(key))
+    told = [f'"{its[key]}"' if key in its else "missing" for its in names]
+    found = " and ".join(f"{one} in {d.source}" for one, d in zip(told, sets, strict=True))
+    return f"category {key} is {found}; export both from one project, or give both the same list of categories"
 
 
 def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> tuple[Path, Path | None]:
@@ -293,8 +317,7 @@ def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> 
         raise InputError(f"--split {split:g} with --val {val}: the one draws what the other names; give one of them")
     if train:
         return train, None
-    if not data.is_dir():
-        raise InputError(f"{data}: no such folder")
+    _check_folder(data)
     if any(_candidates(data, "val")):
         raise InputError(
             f"--split {split:g}: {data} has images to evaluate on; leave it away, or name a file by --train"
@@ -452,7 +475,7 @@ def summary(
         left_out += f"; crowds or difficult objects, which are not trained on: {ignored:,}"
     left_out += f"; caution: {dataset.caution}" if dataset.caution else ""
     return (
-        f"{printable(str(dataset.source))}: {counts['images']:,} images, {counts['instances']:,} instances, "
-        f"{counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
+        f"{printable(str(dataset.source))}: {counts['images']:,} images in {printable(str(dataset.folder))}, "
+        f"{counts['instances']:,} instances, {counts['pixels'] / 1e6:,.1f} Mpx, {len(dataset.category_ids)} "
         f"categor{'y' if len(dataset.category_ids) == 1 else 'ies'}, {' and '.join(kinds)}{left_out}"
     )

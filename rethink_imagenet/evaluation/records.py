@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ..data.coco import FLAGS, read_json
@@ -119,16 +120,19 @@ def _object_fault(record: Any, images: dict[int, Any], categories: dict[int, Any
     if _is_far(record["bbox"], images[record["image_id"]]):
         return "its bbox reaches further outside its image than the image is wide or high"
     for key in FLAGS:
-        if type(record.get(key, 0)) not in (int, bool) or record.get(key, 0) not in (0, 1):
+        if type(record.get(key)) not in (int, bool, NoneType) or record.get(key) not in (0, 1, None):
             return f"its {key} is neither 0 nor 1"
-    if not _is_number(record.get("area", 0)) or record.get("area", 0) < 0:
+    area = record.get("area")
+    if area is not None and (not _is_number(area) or area < 0):
         return "its area is not a number of 0 or more"
     return ""
 
 
 def _filled_in(record: dict[str, Any], kinds: Sequence[str], points: int, name: str) -> dict[str, Any]:
     "A copy of an annotation with the fields that follow from others. Raises InputError if a kind's are not right"
-    filled = {"area": record["bbox"][2] * record["bbox"][3], **record}
+    filled = dict(record)
+    if record.get("area") is None:
+        filled["area"] = record["bbox"][2] * record["bbox"][3]
     filled["iscrowd"] = int(any(record.get(key) for key in FLAGS))  # as training has it
     if "mask" in kinds and not record.get("segmentation"):
         raise InputError(f"{name}: has no segmentation, though others have; give it one or evaluate boxes only")
