@@ -1,6 +1,6 @@
 """How often intervals and forecasts are right, by simulated studies and contests whose truth is known.
 
-python benchmarks/coverage.py                 2,000 studies for each of 351 conditions, six minutes; the extremes
+python benchmarks/coverage.py                 all parts, ten minutes; the extremes of 351 conditions of 2,000 studies
 python benchmarks/coverage.py --write         the same, into benchmarks/coverage.json, which chapters draw
 python benchmarks/coverage.py --studies 200   fewer
 python benchmarks/coverage.py --only rare     how the interval of AP does where classes have few objects, five minutes
