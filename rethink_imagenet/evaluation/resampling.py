@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FIGURES', 'MARGIN', 'Ranking', 'Records', 'coco_records', 'voc_records', 'resampled_ap', 'ap_by_class', 'draw_images',
            'Difference', 'resampled_runs', 'chance_of', 'interval_of', 'difference_between', 'paired_bootstrap',
-           'Verdict', 'verdict', 'verdict_of']
+           'Verdict', 'few_images', 'few_objects', 'verdict', 'verdict_of']
 
 # %% ../../nbs/54_resampling.ipynb #e55c5c6c
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -345,17 +345,6 @@ def _covered(runs: tuple[int, int]) -> str:
     )
 
 
-FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
-
-
-def few_images(
-    images: int | None,  # evaluated on; None if not known
-) -> str:
-    "What a small number of images does to an interval; empty where there are enough"
-    few = images is not None and images < FEW_IMAGES
-    return f" {images} images are few: the interval is too narrow." if few else ""
-
-
 def _figures(
     difference: float, interval: tuple[float, float], margin: float, images: int | None, what: str, level: float
 ) -> str:
@@ -363,6 +352,31 @@ def _figures(
     (low, high), over = interval, f" over {images:,} images" if images is not None else ""
     told = f"{difference:+.2f} {what}, {100 * level:.4g} % interval {low:+.2f} to {high:+.2f}{over}"
     return f"({told}, margin {margin:g})"
+
+# %% ../../nbs/54_resampling.ipynb #765a8cf0
+_FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
+_FEW_OBJECTS, _FEW_CLASSES = 10, 1 / 4  # nor is it wide enough with fewer objects in so large a share of the classes
+
+
+def few_images(
+    images: int | None,  # evaluated on; None if not known
+) -> str:
+    "What a small number of images does to an interval; empty where there are enough"
+    few = images is not None and images < _FEW_IMAGES
+    return f" {images} images are few: the interval is too narrow." if few else ""
+
+
+def few_objects(
+    objects: Mapping[str, int] | None,  # in the images evaluated on, by class; None if not known
+) -> str:
+    "What few objects in many classes do to an interval; empty where such classes are few, or none"
+    known = {name: number for name, number in (objects or {}).items() if number}  # as AP leaves out the others
+    few = sum(number < _FEW_OBJECTS for number in known.values())
+    if not few or few < _FEW_CLASSES * len(known):
+        return ""
+    fewest = min(known, key=lambda name: known[name])
+    told = "The only class has" if len(known) == 1 else f"{few} of {len(known)} classes {'has' if few == 1 else 'have'}"
+    return f" {told} fewer than {_FEW_OBJECTS} objects ({fewest}: {known[fewest]}): the interval may be too narrow."
 
 # %% ../../nbs/54_resampling.ipynb #60c81f45
 def verdict(
@@ -400,6 +414,7 @@ def verdict_of(
     what: str = "box AP",  # that differs
     arms: tuple[str, str] = ("Training from random initialization", "pre-training"),  # as the statement calls them
     unlearned: Sequence[str] = (),  # of `arms`, those that are not shown to have learned
+    objects: Mapping[str, int] | None = None,  # evaluated on, by class
 ) -> Verdict:
     "The verdict on a difference, with what was compared, the number of the look, and arms not shown to have learned"
     parts = found.difference, found.interval, margin
@@ -413,4 +428,5 @@ def verdict_of(
         )
         return Verdict("nothing learned", lost, shown, margin)
     said = verdict(*parts, found.runs, found.images, what, arms, found.level)
-    return replace(said, shown=f"{said.shown}{_looked(found.look, found.level)}")
+    few = "" if few_images(found.images) else few_objects(objects)
+    return replace(said, shown=f"{said.shown}{few}{_looked(found.look, found.level)}")

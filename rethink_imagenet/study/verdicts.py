@@ -31,6 +31,7 @@ from rethink_imagenet.evaluation.resampling import (
     Difference,
     difference_between,
     few_images,
+    few_objects,
     resampled_runs,
     verdict_of,
 )
@@ -270,12 +271,13 @@ def judge(
     pretraining: PretrainingCost,  # of the pre-trained arm
     margin: float = MARGIN,  # AP; a smaller loss does not matter
     unlearned: Sequence[str] = (),  # arms that are not shown to have learned
+    objects: Mapping[str, int] | None = None,  # evaluated on, by class
 ) -> Judgement:
     "What a difference shows about training from random initialization"
     first, kind = pair["scratch"][0], cast(Kind, difference.kind)
     name, names = KINDS[kind][0], _names(pair, pretraining)
     lost = [{"scratch": "from scratch", "pretrained": "with pre-training"}[arm] for arm in unlearned]
-    shown = verdict_of(difference, margin, name, names, lost)
+    shown = verdict_of(difference, margin, name, names, lost, objects)
     spoiled = no_verdict(runs[row["folder"]] for arm in ARMS for row in pair[arm])
     word, sentence = ("not judged", spoiled) if spoiled else (shown.word, shown.sentence)
     statement = [
@@ -475,6 +477,12 @@ class _Judge:
     margin: float  # AP
     look: int  # at the study, from 1
 
+    def objects(self, rows: list[Row]) -> dict[str, int]:
+        "How many objects that count some rows were evaluated on, by class"
+        val = self.study.arm_named(rows[0]["training"]).experiment.val_set
+        numbers = np.bincount(val.labels[val.usable], minlength=len(val.category_names) + 1)[1:]
+        return dict(zip(val.category_names, numbers.tolist(), strict=True))
+
     def on(self, pairs: list[Pair], resampled: Resampled, unlearned: set[tuple[str, bool]]) -> list[Judgement]:
         "A verdict for each pair of both arms that has this kind of AP"
         found = []
@@ -483,7 +491,8 @@ class _Judge:
                 before = self.pretraining[_weights(self.study, pair)]
                 lost = [arm for arm in ARMS if _key(pair[arm][0]) in unlearned]
                 difference = difference_of(pair, resampled, self.look)
-                found.append(judge(pair, difference, self.runs, before, self.margin, lost))
+                objects = self.objects(pair["scratch"])
+                found.append(judge(pair, difference, self.runs, before, self.margin, lost, objects))
         return found
 
     def guarded(self, told: str, rows: list[Row], resampled: Resampled) -> str:
@@ -495,7 +504,7 @@ class _Judge:
         alone = " Where there is one run, an interval does not cover the chance in training." * (
             min(seeds.values()) == 1
         )
-        return f"{told}{alone}{few_images(resampled.images)}"
+        return f"{told}{alone}{few_images(resampled.images) or few_objects(self.objects(rows))}"
 
     def system(self, rows: list[Row], kinds: list[Kind]) -> _Findings:
         "What the runs of one system show, by each kind of AP; its ladder by the first kind"
