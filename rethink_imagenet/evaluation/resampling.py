@@ -355,7 +355,7 @@ def _figures(
 
 # %% ../../nbs/54_resampling.ipynb #765a8cf0
 _FEW_IMAGES = 30  # with fewer, an interval from resampled images is too narrow
-_FEW_OBJECTS, _FEW_CLASSES = 10, 1 / 4  # nor is it wide enough with fewer objects in so large a share of the classes
+_FEW_OBJECTS, _FEW_CLASSES = 10, 1 / 4  # or where so large a share of the classes has fewer objects
 
 
 def few_images(
