@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from rethink_imagenet.tools.options import COMMANDS, VERSION, RunOptions, Train,
 from rethink_imagenet.tools.pictures import bitmap
 from rethink_imagenet.training import logs
 from rethink_imagenet.training import loop as training
-from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of
+from rethink_imagenet.training.checkpoints import checkpoints_of, iteration_of, locked
 from rethink_imagenet.training.processes import NO_MEMORY, OutOfMemory, memory_told
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -82,6 +83,12 @@ def test_compare_writes_all_that_it_promises_and_resumes(command: Command, scene
 
     again = command("rethink_compare", *words, "--weights", weights, "--out", "out")
     assert again.returncode == 2 and "is not empty; --resume" in again.stderr
+    settings = (out / "config.json").read_text()
+    with locked(out, ""):
+        for word in (["--resume", "--margin", 3], ["--overwrite"]):
+            busy = command("rethink_compare", *words, "--weights", weights, "--out", "out", *word)
+            assert busy.returncode == 2 and "out: in use by another live process" in busy.stderr
+    assert (out / "config.json").read_text() == settings
     (out / "pretrained-2x" / "results.json").unlink()
     resumed = command("rethink_compare", *words, "--weights", weights, "--out", "out", "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -137,7 +144,7 @@ def test_what_this_machine_cannot_do_is_refused_first(
     def refused(told: str, name: str = "compare", **more: Any) -> None:
         settings = settings_of(f"rethink_{name}", given | more)
         with pytest.raises(InputError, match=told):
-            commands._trained(settings) if name == "train" else commands._compare(settings)
+            commands._trained(settings) if name == "train" else commands._compare(settings, ExitStack())
 
     with monkeypatch.context() as patched:
         patched.setattr(logs, "find_spec", lambda _: None)
@@ -211,7 +218,11 @@ def test_a_comparison_that_goes_on_keeps_what_it_was_given(
 
     first = compare(seeds=2, margin=2.0)
     assert first == ({0, 1}, 2.0) and "as before" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        compare(resume=True, seeds=1, margin=3.0)  # which is refused, and so is not remembered
+    assert "was judged with 2 seeds" in capsys.readouterr().err
     assert compare(resume=True) == first and "as before: --seeds 2, --margin 2.0" in capsys.readouterr().out
+    assert compare(resume=True, margin=0.5) == ({0, 1}, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +286,7 @@ def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path)
         ("data --crops drawn --split 0.2", "--split: goes with data"),
         ("recipes figure1 --show figure1/r50-gn-scratch-6x", "words: is for the list"),
         ("evidence less-data --all", "name: is one experiment"),
+        ("pretrain --rate -1", "--rate -1: one is out of range"),
     ],
 )
 def test_no_option_is_ignored_in_silence(command: Command, tmp_path: Path, words: str, told: str) -> None:
@@ -530,6 +542,10 @@ def test_tuning_then_comparing(command: Command, scenes: Path, tmp_path: Path) -
     weights = tmp_path / "body.pth"
     torch.save(Body("resnet10_025").state_dict(), weights)
     words = ["rate=0.02,0.04", "--data", scenes, "--model", "demo", "--schedules", 2, "--unit", 3, "--batch", 2]
+    foretold = command("rethink_tune", *words, "--weights", weights, "--out", "out", "--dry-run")
+    assert "the search comes before it: 2 runs, 12 iterations in all, about" in foretold.stdout, foretold.stderr
+    hours = command("rethink_tune", *words[:5], "--weights", weights, "--out", "out", "--hours", 1)
+    assert hours.returncode == 2 and "--hours: does not plan the search of a grid" in hours.stderr
     done = command("rethink_tune", *words, "--weights", weights, "--out", "out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -546,6 +562,13 @@ def test_a_reader_that_has_seen_enough() -> None:
     script = f'set -o pipefail; PYTHONUNBUFFERED=1 "{recipes}" | true'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_streams_that_are_closed() -> None:
+    """A command that was started without them does its work all the same."""
+    recipes = Path(sys.executable).parent / "rethink_recipes"
+    done = subprocess.run(["bash", "-c", f'"{recipes}" figure1 >&- 2>&-'], timeout=100, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("minutes", ["0", "nan", "1e12"])

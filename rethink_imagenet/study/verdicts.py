@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'WHOSE', 'Pair', 'MOST_SKIPPED', 'kinds_of', 'ap_of', 'longest_of', 'ladder_of', 'Resampled', 'resampled_of',
            'difference_of', 'boxes_of', 'blind_ap', 'unlearned_in', 'Judgement', 'no_verdict', 'judge', 'Cost',
-           'costs_of', 'SystemCourse', 'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude',
+           'costs_of', 'SystemCourse', 'SystemAmounts', 'Details', 'details_of', 'StudyResults', 'conclude', 'looks_at',
            'carry_out', 'compare']
 
 # %% ../../nbs/64_verdicts.ipynb #595aad3e
@@ -611,27 +611,30 @@ def conclude(
     }  # fmt: skip
 
 # %% ../../nbs/64_verdicts.ipynb #79262bb3
-def _told_before(study: Study, what: Literal["looks", "margins"], kind: Any) -> list[Any]:
+def _told_before(folder: Path, what: Literal["looks", "margins"], kind: Any) -> list[Any]:
     "A list in the judgement of a study so far; empty before the first"
-    path = study.folder / "results.json"
+    path = folder / "results.json"
     before = (read_saved(path) or {}).get(what, [])
     if not fits(before, list[kind]):
         raise InputError(f"{path}: is damaged (its {what}); remove it, and it will be written anew")
     return before
 
 
-def _looks_at(study: Study) -> list[int]:
+def looks_at(
+    folder: Path,  # of a study
+    seeds: int,  # of each arm, now
+) -> list[int]:
     "How many seeds there were at each look at a study so far, and now. Raises InputError where there are fewer now"
-    before, seeds = _told_before(study, "looks", int), len({cell.seed for cell in study.cells})
+    before = _told_before(folder, "looks", int)
     if before and seeds < before[-1]:
-        path = study.folder / "results.json"
+        path = folder / "results.json"
         raise InputError(f"{path}: was judged with {before[-1]} seeds; ask for as many or more with --seeds")
     return before if before[-1:] == [seeds] else [*before, seeds]
 
 
 def _margins_of(study: Study, margin: float) -> list[float]:
     "The margins with which a study was judged so far, and the one of now"
-    before = _told_before(study, "margins", float)
+    before = _told_before(study.folder, "margins", float)
     return before if before[-1:] == [margin] else [*before, margin]
 
 
@@ -644,7 +647,8 @@ def carry_out(
     "Train all arms of a study and judge. Raises InputError or a RunStopped"
     with fail_together():
         begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
-        looks, margins = (_looks_at(study), _margins_of(study, margin)) if is_first() else ([], [])
+        seeds = len({cell.seed for cell in study.cells})
+        looks, margins = (looks_at(study.folder, seeds), _margins_of(study, margin)) if is_first() else ([], [])
         pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     runs, results = run_study(study), None
     with fail_together():

@@ -26,7 +26,7 @@ if _script.name.startswith("rethink_") and _script.suffix in ("", ".exe"):  # a 
 # %% ../../nbs/77_cli.ipynb #d490fa5b
 from collections.abc import Callable
 from importlib import import_module
-from os import environ
+from os import devnull, environ
 from typing import Any
 
 from ..errors import InputError, nearest
@@ -41,6 +41,9 @@ def call(
     "Carry out a command; a fault in its settings ends with one line and status 2"
     if typed:
         _leave_interruptions()
+        for stream in ("stdout", "stderr"):
+            if getattr(sys, stream) is None:  # closed where the command was started
+                setattr(sys, stream, open(devnull, "w"))  # noqa: SIM115
     try:
         settings = read()
     except InputError as fault:

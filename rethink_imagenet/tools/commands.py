@@ -61,6 +61,7 @@ from rethink_imagenet.evaluation.average_precision import (
     predict,
     write_submission,
 )
+from ..evaluation.resampling import MARGIN
 from ..networks.backbones import Body
 from ..networks.graphs import check_graphs
 from ..study.figures import Part, compare_figure, iterations_of, parts_of, sources_for, with_weights
@@ -101,16 +102,18 @@ from rethink_imagenet.study.studies import (
     threads_of,
 )
 from rethink_imagenet.study.timing import (
+    Speed,
     assumptions,
     describe_comparison,
     describe_on,
+    evaluations_of,
     iterations_told,
     measure_speed,
     plan_hours,
 )
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
-from ..study.verdicts import compare
+from ..study.verdicts import compare, looks_at
 from ..study.weights import weights_digest
 from .conversion import rules_apart, to_detectron2, to_torchvision
 from rethink_imagenet.tools.experiments import (
@@ -284,7 +287,7 @@ _OURS = re.compile(
     r"(?:(?:[^/]*-)?[\d.e-]+x/|tuning/|before-switch/|run/|pretraining/(?:[^/]+/)?)*"  # folders of runs
     r"(?:(?:config|hours|results|detections|detections_augmented|tuning|weights)\.json(?:\.partial)?"
     r"|(?:log\.jsonl|weights\.safetensors|report\.html|curves\.png|figure\.png|table\.txt)(?:\.partial)?"
-    r"|checkpoints/(?:\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|lock|lock\.owner)"
+    r"|checkpoints/\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|(?:checkpoints/)?lock(?:\.owner)?"
     r"|tensorboard/events\.out\.tfevents\..*)"
     rf"|{SIDE_BY_SIDE}/{PAIR_NAME}(?:\.partial)?"
     r"|jobs/(?:calls\.pickle(?:\.partial)?|submission_file_\w+\.sh|\w+_(?:log\.(?:out|err)|submitted\.pkl|result\.pkl))"
@@ -323,6 +326,7 @@ def _remove(folder: Path, inputs: Sequence[str]) -> None:
         if Path(path).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{path}: lies in {folder}, which --overwrite would remove; name another with --out")
     with ExitStack() as claims:
+        claims.enter_context(locked(folder, ""))
         for checkpoints in folder.rglob("checkpoints"):
             claims.enter_context(locked(checkpoints.parent))
         aside = Path(mkdtemp(prefix=f"{folder.resolve().name}.removed-", dir=folder.resolve().parent))
@@ -353,7 +357,8 @@ def check_folder(
         raise InputError(f"{folder}: is not a folder; name another with --out")
     if resume and overwrite:
         raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
-    if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
+    begun = "config.json.partial", "lock", "lock.owner"  # of a command that came no further
+    if folder.exists() and any(path.name not in begun for path in folder.iterdir()):
         if overwrite and theirs:
             _check_that_all_is_ours(folder)
             return True
@@ -371,11 +376,14 @@ def prepare_folder(
     may: FolderOptions | None = NOTHING,  # what may happen to a folder that exists; None for a command without options
     inputs: Sequence[str] = (),  # files and folders that are still needed
     options: dict[str, Any] | None = None,  # of the command, by which it can be repeated
+    held: ExitStack | None = None,  # as long as it is open, no other process may work in the folder
 ) -> None:
     "Make a folder for results, or check that the one that exists may be used. Raises InputError"
     if check_folder(folder, config, may):
         _remove(folder, inputs)
     folder.mkdir(parents=True, exist_ok=True)
+    if held is not None:
+        held.enter_context(locked(folder, ""))
     config = json.loads(json.dumps({"made_by": "rethink_imagenet"} | config))
     text = json.dumps(config | ({"options": options} if options else {}), indent=1)
     write_atomically(folder / "config.json", lambda partial: partial.write_text(text))
@@ -734,7 +742,7 @@ def _check_comparison(how: PretrainingOptions, margin: float) -> None:
     "Raises InputError for what no comparison can be made with"
     if how.crops and how.weights:
         raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
-    if not (0 < how.epochs < 1e6 and 0 < margin < 100):
+    if not (0 < how.epochs < 1e6 and 0 <= margin < 100):
         raise InputError(f"--epochs {how.epochs}, --margin {margin}: one of them is out of range")
 
 
@@ -791,7 +799,7 @@ def _foretell_figure(parts: Sequence[Part], execution: Execution) -> None:
             say(describe_run(part.plan, part.train_set, execution))
 
 
-def _compare_figure(settings: Compare) -> None:
+def _compare_figure(settings: Compare, held: ExitStack) -> None:
     "Carry out a figure or table of the paper, and report it"
     settings = _as_before(settings)
     folder, how, data = Path(settings.out), settings.pretraining, settings.source.data
@@ -815,14 +823,14 @@ def _compare_figure(settings: Compare) -> None:
         config |= {"seed": settings.detector.seed, "precision": precision, **_digests(*sources.values())}
         if is_first() and not settings.size.dry_run:
             inputs = [data, how.crops, *sources.values()]
-            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings))
+            prepare_folder(folder, config, settings.folder, inputs, _repeatable(settings), held)
     if settings.size.dry_run:
         return _foretell_figure(parts, replace(execution, threads=spread_out(execution, settings).threads))
     for part in parts:
         if sources.get(part.body) == "":
             sources[part.body] = _pretrained(folder, how, part.plan, execution, f"pretraining/{part.body}")
-    spread = spread_out(execution, settings)
-    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), spread, settings.margin)
+    spread, margin = spread_out(execution, settings), settings.margin or MARGIN
+    results = compare_figure(with_weights(parts, sources), folder, settings.scale, _typed(), spread, margin)
     if is_first():
         print(f"\n{text_report(results)}\n", flush=True)
         print(write_report(folder))
@@ -876,8 +884,10 @@ def _planned_before(settings: Compare | Tune) -> dict[str, Any] | None:
     return from_first(known)
 
 
-def _seeds(settings: Compare | Tune) -> int:
-    "Runs of each arm, as typed or by default; the scenes are small enough for two"
+def _seeds(settings: Compare | Tune, planned: dict[str, Any] | None) -> int:
+    "Runs of each arm, as typed, as planned or by default; the scenes are small enough for two"
+    if planned:
+        return settings.size.seeds or planned["typed"] or planned["seeds"]
     return settings.size.seeds or (1 if settings.source.data or settings.source.train else 2)
 
 
@@ -886,8 +896,8 @@ def _sized(settings: Compare | Tune, experiment: Experiment, planned: dict[str, 
     if planned is None:
         with fail_together():
             subsets = _amounts(settings.size.subsets, experiment.train_set)
-        return _Sized(experiment, _seeds(settings), subsets)
-    seeds = settings.size.seeds or planned["typed"] or planned["seeds"]
+        return _Sized(experiment, _seeds(settings, None), subsets)
+    seeds = _seeds(settings, planned)
     other = f", with {seeds} seeds" if seeds != planned["seeds"] else ""
     say(f"{planned['told']}\nplanned: the line with the arrow{other}; pre-training and judging come on top")
     plan = replace(experiment.plan, schedules=tuple(planned["schedules"]))
@@ -963,6 +973,8 @@ def _begin(settings: Compare | Tune, planned: bool = False) -> _Beginning:
     weights = _weights_of_arm(settings)
     _check_pretraining(settings, [weights])
     grid = read_grid(settings.grid) if isinstance(settings, Tune) else {}
+    if grid and size.hours:
+        raise InputError("--hours: does not plan the search of a grid; give --schedules and --seeds")
     target = _target(settings)
     execution = execution_of(settings.how, target, settings.folder.accept)
     spread = spread_out(execution, settings)
@@ -994,14 +1006,25 @@ def _on_trial(settings: Compare | Tune, begun: _Beginning) -> Iterator[Experimen
         yield Experiment(begun.plan, *sets, Path(temporary), begun.weights or "here", _measurable(begun))
 
 
+def _search_told(experiment: Experiment, begun: _Beginning, speed: Speed) -> str:
+    "How long the search of a grid takes, one run after the other, each step as long as one measured here"
+    plans = [replace(own, schedules=(max(own.schedules),)) for _, own in plans_of(experiment.plan, begun.grid)]
+    iterations = sum(own.family.iterations for own in plans)
+    images = sum(map(evaluations_of, plans)) * len(experiment.val_set)
+    hours = (iterations * speed.step + images * speed.image) / 3600
+    return f"the search comes before it: {len(plans)} runs, {iterations:,} iterations in all, about {hours:,.2f} hours"
+
+
 def _foretell_comparison(settings: Compare | Tune, begun: _Beginning, planned: dict[str, Any] | None) -> None:
     "Say what a comparison would be, how long it would take, and what it could tell"
     hours = settings.size.hours
     with _on_trial(settings, begun) as experiment, fail_together():
         if hours and planned is None:
             return say(plan_hours(experiment, measure_speed(experiment), hours)[1])
-        sized = _sized(settings, experiment, planned)
-        say(describe_comparison(sized.experiment, measure_speed(experiment), sized.seeds, sized.subsets))
+        sized, speed = _sized(settings, experiment, planned), measure_speed(experiment)
+        say(describe_comparison(sized.experiment, speed, sized.seeds, sized.subsets))
+        if begun.grid:
+            say(_search_told(sized.experiment, begun, speed))
 
 
 def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -1018,7 +1041,7 @@ def _hours_planned(settings: Compare | Tune, begun: _Beginning, known: dict[str,
     return from_first(planned)
 
 # %% ../../nbs/76_commands.ipynb #1830cf52
-def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | None]:
+def _prepared(settings: Compare | Tune, held: ExitStack) -> tuple[_Beginning, dict[str, Any] | None]:
     "What a comparison begins with, and its plan where there are hours; nothing is written before all of it is sound"
     folder, how, size, known = Path(settings.out), settings.pretraining, settings.size, _planned_before(settings)
     hours = size.hours or (known or {}).get("hours", 0.0)
@@ -1039,17 +1062,19 @@ def _prepared(settings: Compare | Tune) -> tuple[_Beginning, dict[str, Any] | No
         if is_first():
             inputs = _inputs(settings, begun.weights, how.crops)
             options = _repeatable(settings) | ({"seeds": 0} if hours else {})  # the hours plan them
-            prepare_folder(folder, config, settings.folder, inputs, options)
+            if settings.folder.resume:
+                looks_at(folder, _seeds(settings, planned))
+            prepare_folder(folder, config, settings.folder, inputs, options, held)
             if planned:
                 save_json(folder / "hours.json", planned | {"typed": size.seeds or planned["typed"]})
     return begun, planned
 
 
-def _compare(settings: Compare | Tune) -> None:
+def _compare(settings: Compare | Tune, held: ExitStack) -> None:
     "Choose hyper-parameters where a grid is given, train both arms, judge, and report"
     settings = _as_before(settings)
     folder, how, source = Path(settings.out), settings.pretraining, settings.source
-    begun, planned = _prepared(settings)
+    begun, planned = _prepared(settings, held)
     if settings.size.dry_run:
         return _foretell_comparison(settings, begun, planned)
     train_set, val_set = begun.sets or _embedded(folder, source.subset, settings.detector.seed)
@@ -1060,7 +1085,7 @@ def _compare(settings: Compare | Tune) -> None:
     if begun.grid:
         plan, tuning = tune(experiment, begun.grid)
         experiment = replace(experiment, plan=plan)
-    results = compare(experiment, _typed(), settings.margin, tuning, sized.seeds, sized.subsets)
+    results = compare(experiment, _typed(), settings.margin or MARGIN, tuning, sized.seeds, sized.subsets)
     if is_first():
         write_side_by_side(folder, results, val_set)
         print(f"\n{text_report(results)}\n", flush=True)
@@ -1073,10 +1098,11 @@ def rethink_compare(
     settings: Compare,  # what was asked for
 ) -> None:
     "Train a detector with and without pre-training and say which is better"
-    if settings.figure:
-        _compare_figure(settings)
-    else:
-        _compare(settings)
+    with ExitStack() as held:
+        if settings.figure:
+            _compare_figure(settings, held)
+        else:
+            _compare(settings, held)
 
 # %% ../../nbs/76_commands.ipynb #fae86411
 @one_line_faults
@@ -1087,7 +1113,8 @@ def rethink_tune(
     "Choose settings by a grid on the pre-trained arm, then train both arms with them"
     if not settings.grid.strip():
         raise InputError('the grid is empty; give for example "rate=0.02,0.04"')
-    _compare(settings)
+    with ExitStack() as held:
+        _compare(settings, held)
 
 # %% ../../nbs/76_commands.ipynb #74321d21
 def _trained(settings: Train) -> tuple[Plan, str, tuple[Dataset, Dataset] | None, Execution]:
@@ -1159,8 +1186,9 @@ def rethink_pretrain(
     with fail_together():
         execution = execution_of(s.how, target, s.folder.accept)
         _check_seed(s.seed)
-        if min(s.batch, s.side) < 1 or not 0 < s.epochs < 1e6:
-            raise InputError(f"--batch {s.batch}, --side {s.side}, --epochs {s.epochs}: one is out of range")
+        if min(s.batch, s.side) < 1 or not (0 < s.epochs < 1e6 and 0 < s.rate < 1e6):
+            told = f"--batch {s.batch}, --side {s.side}, --epochs {s.epochs}, --rate {s.rate:g}"
+            raise InputError(f"{told}: one is out of range")
         number_of_parts(s.batch, at_once=0)
         check_from_scratch(Classifier(2, s.backbone, s.norm))
         if s.data:

@@ -156,7 +156,7 @@ class Compare:
     size: SizeOptions = SizeOptions()
     scale: float = 1.0  # below 1, a miniature: sides and batch times it, iterations and images times its square
     pretraining: PretrainingOptions = PretrainingOptions()
-    margin: float = 0.5  # AP; a smaller loss does not matter
+    margin: float = 0.0  # AP; a smaller loss does not matter; 0 takes 0.5 or, with --resume, the margin of before
     how: RunOptions = RunOptions()
     runs: JobOptions = JobOptions()
     folder: FolderOptions = FolderOptions()
@@ -176,7 +176,7 @@ class Tune:
     detector: DetectorOptions = DetectorOptions()
     size: SizeOptions = SizeOptions()
     pretraining: PretrainingOptions = PretrainingOptions()
-    margin: float = 0.5  # AP; a smaller loss does not matter
+    margin: float = 0.0  # AP; a smaller loss does not matter; 0 takes 0.5 or, with --resume, the margin of before
     how: RunOptions = RunOptions()
     runs: JobOptions = JobOptions()
     folder: FolderOptions = FolderOptions()

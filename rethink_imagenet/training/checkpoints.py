@@ -410,9 +410,9 @@ def _acquired(lock: BaseFileLock, folder: Path, hint: str = "") -> BaseFileLock:
     return lock
 
 
-def _lock_of(folder: Path) -> BaseFileLock:
+def _lock_of(folder: Path, place: Path) -> BaseFileLock:
     "The system's lock or, on a file system without locks, a file that names this process; acquired"
-    path, owner = folder / "checkpoints" / "lock", folder / "checkpoints" / "lock.owner"
+    path, owner = place / "lock", place / "lock.owner"
     try:
         return _acquired(FileLock(path, is_singleton=True, fallback_to_soft=False), folder)
     except OSError as error:
@@ -424,11 +424,13 @@ def _lock_of(folder: Path) -> BaseFileLock:
 
 @contextmanager
 def locked(
-    folder: Path,  # of a run
+    folder: Path,  # of a run, or of several
+    within: str = "checkpoints",  # folder in it that holds the lock; "" for the folder itself
 ) -> Iterator[None]:
-    "A block in which no other process may work on a run. Raises InputError if one already does"
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    lock = _lock_of(folder)
+    "A block in which no other process may work in a folder. Raises InputError if one already does"
+    place = folder / within
+    place.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(folder, place)
     try:
         yield
     finally:
