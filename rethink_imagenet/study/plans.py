@@ -36,6 +36,7 @@ class Execution:
     jobs: int = 1  # runs of a study that go on at once, each in a process of its own; 0 for as many as suit
     threads: int = 0  # of a study on a CPU; 0 for as many as PyTorch takes, -1 for each run's share of the cores
     metered: bool = True  # whether the energy of this machine is this run's
+    on_trial: bool = False  # whether a run that diverges is only lost, as in a search
     cluster: str = ""  # that carries out the runs of a study, as `read_cluster` takes it; "" for this machine
 
 # %% ../../nbs/62_plans.ipynb #d4cc852f

@@ -574,7 +574,10 @@ def _cost_words(own: dict[str, Cost]) -> str:
 
 def _tuning_table(tuning: dict[str, Any]) -> Table:
     "What was tried before the comparison, on the pre-trained arm, and what was chosen"
-    rows = [entry["values"] | {"box AP, pre-trained": f"{entry['box'] or 0:.1f}"} for entry in tuning["tried"]]
+    rows = [
+        entry["values"] | {"box AP, pre-trained": entry.get("lost") or f"{entry['box'] or 0:.1f}"}
+        for entry in tuning["tried"]
+    ]
     chosen = ", ".join(f"{key} {value}" for key, value in tuning["chosen"].items())
     edges = f" At the edge of what was tried: {', '.join(tuning['at_the_edge'])}." if tuning["at_the_edge"] else ""
     return "Hyper-parameters, chosen on the pre-trained arm", rows, [f"Both arms were trained with {chosen}.{edges}"]

@@ -63,6 +63,7 @@ from rethink_imagenet.training.jobs import (
 )
 from ..training.logs import JOULES, are_figures
 from rethink_imagenet.training.loop import (
+    Diverged,
     RunSettings,
     branch_off,
     checkpoint_at,
@@ -368,6 +369,25 @@ class RunResults(Figures):
     folder: NotRequired[str]  # in a study: name of its folder
 
 # %% ../../nbs/63_studies.ipynb #ee0b3c77
+@contextmanager
+def _divergence_noted(folder: Path, execution: Execution) -> Iterator[None]:
+    "A block that notes in the folder of a trial that it diverged; what is noted is not tried again. Raises Diverged"
+    known, path = None, folder / "diverged.json"
+    with fail_together():
+        if is_first() and execution.on_trial:
+            known = read_saved(path)
+    known = from_first(known)
+    if known and known.get("on_nan") == execution.on_nan:
+        raise Diverged(str(known.get("told")))
+    try:
+        yield
+    except Diverged as fault:
+        if execution.on_trial:
+            save_json(path, {"on_nan": execution.on_nan, "told": str(fault)})
+            say(f"{folder.name}: diverged ({fault})")
+        raise
+
+
 @dataclass(frozen=True)
 class _Training:
     "A run that is being trained"
@@ -394,9 +414,10 @@ def run_schedule(
     with locked_together(folder):
         if finished := _begin(folder, about | {"schedule": n}, execution.accept):
             return cast(RunResults, finished)
-        if plan.cascade_last or trunk:
-            _go_on_from(experiment.folder / trunk if trunk else None, training)
-        model, log = _trained(training)
+        with _divergence_noted(folder, execution):
+            if plan.cascade_last or trunk:
+                _go_on_from(experiment.folder / trunk if trunk else None, training)
+            model, log = _trained(training)
         results = _results(training, log)
         if plan.augmented:
             results = cast(RunResults, {**results, **_augmented_results(training, model)})
@@ -761,9 +782,14 @@ class StudyRun:
     def carried_out(
         self,
         after: int = 0,  # iterations of the runs that follow, for the time left
-    ) -> RunResults:
+    ) -> RunResults | None:  # None for a trial that diverged
         "What it has come to; what is finished is not done again. Raises InputError or a RunStopped"
-        return run_schedule(self.experiment, self.schedule, self.folder, self.trunk, after)
+        try:
+            return run_schedule(self.experiment, self.schedule, self.folder, self.trunk, after)
+        except Diverged:
+            if self.experiment.execution.on_trial:
+                return None
+            raise
 
 
 def runs_of(
@@ -847,7 +873,7 @@ def threads_of(
 
 def run_study(
     study: Study,  # to be carried out
-) -> list[RunResults]:  # with the names of arm and folder
+) -> list[RunResults]:  # with the names of arm and folder; trials that diverged are left out
     "Train and evaluate all arms, each once. Raises InputError or a RunStopped"
     execution = study.arms[0].experiment.execution
     runs = [run for arm in study.arms for run in runs_of(arm, study)]
@@ -865,8 +891,8 @@ def run_study(
                 _say_arm(study.arm_named(run.training))
                 begun.add(run.training)
             left -= run.iterations
-            found = run.carried_out(left)
-            results.append({**found, "training": run.training, "folder": run.folder})
+            if found := run.carried_out(left):
+                results.append({**found, "training": run.training, "folder": run.folder})
     return results
 
 # %% ../../nbs/63_studies.ipynb #0a11e62a

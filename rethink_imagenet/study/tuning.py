@@ -17,7 +17,8 @@ from typing import Any
 
 from ..errors import InputError, nearest
 from .plans import Experiment, Plan
-from .studies import Arm, Study, run_study
+from .studies import Arm, RunResults, Study, run_study
+from .verdicts import no_verdict
 from ..training.checkpoints import write_atomically
 from ..training.processes import fail_together, is_first
 
@@ -83,6 +84,24 @@ def plans_of(
     return found
 
 # %% ../../nbs/65_tuning.ipynb #03826f12
+def _entry(values: Mapping[str, Value], run: RunResults | None) -> dict[str, Any]:
+    "What the record tells of a trial; None stands for one that diverged"
+    entry: dict[str, Any] = {"values": {key: _spelled(value) for key, value in values.items()}}
+    if run is None:
+        return entry | {"box": None, "lost": "diverged"}
+    lost = {"lost": f"skipped {run['skipped']:,} of {run['iterations']:,} iterations"} if no_verdict([run]) else {}
+    return entry | {"box": run["box"]["ap"] or 0.0} | lost
+
+
+def _winner(tried: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    "The place of the trial with the best AP that is not lost, of equals the first. Raises InputError"
+    sound = [i for i, entry in enumerate(tried) if "lost" not in entry]
+    if not sound:
+        told = "; ".join(f"{name}: {entry['lost']}" for name, entry in zip(names, tried, strict=True))
+        raise InputError(f"no combination of the grid was trained to a sound end ({told}); try lower rates")
+    return max(sound, key=lambda i: tried[i]["box"])
+
+
 def _at_the_edge(grid: Mapping[str, Sequence[Value]], won: Mapping[str, Value]) -> list[str]:
     "The fields of which the lowest or the highest value won, where more than two were tried"
     return [key for key, values in grid.items() if len(values) > 2 and won[key] in (min(values), max(values))]
@@ -97,16 +116,15 @@ def tune(
     combinations = plans_of(plan, grid)
     arms = []
     for values, tried_plan in combinations:
-        execution = replace(experiment.execution, keep=tried_plan.family.branch_points)
+        execution = replace(experiment.execution, keep=tried_plan.family.branch_points, on_trial=True)
         own = replace(experiment, plan=replace(tried_plan, schedules=(length,)), folder=folder, execution=execution)
         arms.append(Arm(",".join(f"{key}={_spelled(value)}" for key, value in values.items()), own))
-    reached = [run["box"]["ap"] or 0.0 for run in run_study(Study(tuple(arms), ()))]
-    best = reached.index(max(reached))
-    won, settled = combinations[best]
-    settings = [{key: _spelled(value) for key, value in each.items()} for each, _ in combinations]
-    tried = [{"values": each, "box": ap} for each, ap in zip(settings, reached, strict=True)]
-    record = {"tried": tried, "chosen": settings[best], "at_the_edge": _at_the_edge(grid, won)}
+    runs = {run["training"]: run for run in run_study(Study(tuple(arms), ()))}
+    tried = [_entry(values, runs.get(arm.name)) for (values, _), arm in zip(combinations, arms, strict=True)]
     with fail_together():
+        best = _winner(tried, [arm.name for arm in arms])
+        won, settled = combinations[best]
+        record = {"tried": tried, "chosen": tried[best]["values"], "at_the_edge": _at_the_edge(grid, won)}
         if is_first():
             text = json.dumps(record, indent=1)
             write_atomically(folder / "tuning.json", lambda partial: partial.write_text(text))

@@ -285,7 +285,7 @@ def _repeatable(settings: Any) -> dict[str, Any]:
 
 _OURS = re.compile(
     r"(?:(?:[^/]*-)?[\d.e-]+x/|tuning/|before-switch/|run/|pretraining/(?:[^/]+/)?)*"  # folders of runs
-    r"(?:(?:config|hours|results|detections|detections_augmented|tuning|weights)\.json(?:\.partial)?"
+    r"(?:(?:config|hours|results|diverged|detections|detections_augmented|tuning|weights)\.json(?:\.partial)?"
     r"|(?:log\.jsonl|weights\.safetensors|report\.html|curves\.png|figure\.png|table\.txt)(?:\.partial)?"
     r"|checkpoints/\d+-[0-9a-f]{16}\.pt(?:\.partial|\.damaged)?|(?:checkpoints/)?lock(?:\.owner)?"
     r"|tensorboard/events\.out\.tfevents\..*)"

@@ -380,6 +380,9 @@ def check_settings(
 ) -> None:
     "Raises InputError if more has changed than `accept` names"
     told_by_both = {key: value for key, value in ours.items() if key in theirs or key not in TOLD_LATER}
+    known = theirs.get("weights_digest")
+    if known and known == ours.get("weights_digest"):  # the same file, wherever it lies by now
+        told_by_both["weights"] = theirs.get("weights")
     refused = {key: told for key, told in differences(theirs, told_by_both).items() if key not in accept}
     if refused:
         told, names = "; ".join(refused.values()), ",".join(refused)
