@@ -41,6 +41,7 @@ from rethink_imagenet.training.loop import optimizer_of, set_rate
 ROOT = Path(__file__).parent.parent
 Sample = tuple[list[Tensor], list[dict[str, Any]]]
 Row = tuple[str, str, str, str]  # what, ours, the other's, ratio
+NO_BOXES = torch.zeros(0, 4)
 
 
 def alternate(
@@ -330,7 +331,7 @@ def measure_data() -> Iterator[Row]:
         for _ in DataLoader(reference, batch_size=2, num_workers=2, collate_fn=list):
             pass
 
-    t = alternate(3, clock=spent, ours=ours, theirs=theirs)
+    t = alternate(7, clock=spent, ours=ours, theirs=theirs)
     mine, other = number / t["ours"], len(raw) / t["theirs"]
     yield (
         "data, JPEG to batch",
@@ -354,31 +355,39 @@ def measure_photographs() -> Iterator[Row]:
     floats = [photo.float() / 255 for photo in bytes_]
     apart = [photo.contiguous() for photo in floats]
 
-    def enlarged(image: Tensor) -> Tensor:
-        return resize(image, {"boxes": torch.zeros(0, 4)})[0]
-
     def at(image: Tensor, size: tuple[int, int]) -> Tensor:
         return nn.functional.interpolate(image[None], size, mode="bilinear")[0]
+
+    def enlarged(image: Tensor) -> Tensor:
+        return at(image, resized_size(*image.shape[1:]))
 
     def width_first(image: Tensor) -> Tensor:
         height, width = resized_size(*image.shape[1:])
         return at(at(image, (image.shape[1], width)), (height, width))
 
-    ways: dict[str, Callable[[], list[Tensor]]] = {
-        "decoding by Pillow": lambda: [torch.from_numpy(np.array(Image.open(f).convert("RGB"))) for f in files],
-        "decoding by torchvision": lambda: [decode_jpeg(c, mode=ImageReadMode.RGB).permute(1, 2, 0) for c in contents],
-        "enlarging the colours of a pixel together": lambda: [enlarged(photo) for photo in floats],
-        "enlarging the colours apart": lambda: [at(i, resized_size(*i.shape[1:])) for i in apart],
-        "enlarging the width first, then the height": lambda: [width_first(photo) for photo in apart],
-        "enlarging bytes": lambda: [at(i, resized_size(*i.shape[1:])).float() / 255 for i in bytes_],
+    ways: dict[str, tuple[Callable[[Any], Tensor], Sequence[Any]]] = {
+        "decoding by Pillow": (lambda file: torch.from_numpy(np.array(Image.open(file).convert("RGB"))), files),
+        "decoding by torchvision": (lambda read: decode_jpeg(read, mode=ImageReadMode.RGB).permute(1, 2, 0), contents),
+        "enlarging the colours of a pixel together": (lambda image: resize(image, {"boxes": NO_BOXES})[0], floats),
+        "enlarging the colours apart": (enlarged, apart),
+        "enlarging the width first, then the height": (width_first, apart),
+        "enlarging bytes": (lambda image: enlarged(image).float() / 255, bytes_),
     }
+
+    def all_of(way: Callable[[Any], Tensor], inputs: Sequence[Any]) -> None:
+        for one in inputs:
+            way(one)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = alternate(5, clock=time.process_time, **ways)
-    wanted = {what.split()[0]: way() for what, way in reversed(ways.items()) if "torchvision" not in what}
-    for what, way in ways.items():
-        pairs = zip(way(), wanted[what.split()[0]], strict=True)
-        off = max(float((made.float() - one.float()).abs().max()) for made, one in pairs)
+    seconds = alternate(5, clock=time.process_time, **{what: partial(all_of, *way) for what, way in ways.items()})
+    first = {"decoding": ways["decoding by Pillow"], "enlarging": ways["enlarging the colours of a pixel together"]}
+    for what, (way, inputs) in ways.items():
+        wanted, others = first[what.split()[0]]
+        off = max(
+            float((way(one).float() - wanted(other).float()).abs().max())
+            for one, other in zip(inputs, others, strict=True)
+        )
         same = f"off by {off:.1g} at most" if off else "the same pixels"
         yield what, f"{1000 * seconds[what] / len(files):.1f} ms", "", same
     torch.set_num_threads(threads)
@@ -396,7 +405,7 @@ def machine() -> str:
     return f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}"
 
 
-ROUNDS = {"recomputing": 3, "step": 5, "detectron2": 5, "inference": 7, "pooling": 7, "data": 3}
+ROUNDS = {"recomputing": 3, "step": 5, "detectron2": 5, "inference": 7, "pooling": 7, "data": 7}
 WALL = f"wall time of {torch.get_num_threads()} threads, the contenders taking turns in one run; the medians count"
 
 

@@ -68,8 +68,9 @@ class RawImage:
         non_blocking: bool = False,  # whether the host goes on before the pixels are there
     ) -> Tensor:  # [3, height, width] float in 0..1
         "The tensor, made on the device"
-        image = _resized(self.pixels.to(device, non_blocking=non_blocking).float() / 255, self.size)
-        return _mirrored(image) if self.mirrored else image
+        with _one_thread():  # and no others, which would be busy waiting for more to do
+            image = _resized(self.pixels.to(device, non_blocking=non_blocking).float() / 255, self.size)
+            return _mirrored(image) if self.mirrored else image
 
     def pin_memory(self) -> "RawImage":
         "The same in memory that a GPU can reach; small images come as arrays"
