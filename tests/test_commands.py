@@ -232,7 +232,7 @@ def test_a_comparison_that_goes_on_keeps_what_it_was_given(
 def test_subsets_that_there_are_not(scenes: Path, tmp_path: Path, subsets: str, told: str) -> None:
     typed = {"data": str(scenes), "model": "demo", "weights": "body.pth", "out": f"{tmp_path}/out", "subsets": subsets}
     with pytest.raises(InputError, match=told):
-        commands._compare(settings_of("rethink_compare", typed))
+        commands._compare(settings_of("rethink_compare", typed), ExitStack())
     assert not (tmp_path / "out").exists()
 
 

@@ -109,7 +109,8 @@ def test_faults_are_one_line_and_write_nothing(
     said = fault_of(capsys, figure="figure1", data="nowhere")
     assert "nowhere/annotations/instances_train2017.json" in said and "http://images.cocodataset.org" in said
     assert "--scale 2: is not above 0" in fault_of(capsys, figure="figure1", data=coco, scale=2.0)
-    assert "--epochs 0.0, --margin 0.5" in fault_of(capsys, figure="figure1", data=coco, epochs=0.0)
+    assert "--epochs 0: takes a positive" in fault_of(capsys, figure="figure1", data=coco, epochs=0.0)
+    assert "--margin -1: takes a number" in fault_of(capsys, figure="figure1", data=coco, margin=-1.0)
     assert "takes 3,500 images of the 35k" in fault_of(capsys, figure="section5.2", data="nowhere")
     said = fault_of(capsys, figure="figure3", data=coco)
     assert "figure3/r101-gn-pretrained-2x begins from a pre-trained resnet101 with norm gn" in said

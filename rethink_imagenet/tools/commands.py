@@ -742,8 +742,10 @@ def _check_comparison(how: PretrainingOptions, margin: float) -> None:
     "Raises InputError for what no comparison can be made with"
     if how.crops and how.weights:
         raise InputError("--weights and --crops: name one of them; crops are what weights would be trained on")
-    if not (0 < how.epochs < 1e6 and 0 <= margin < 100):
-        raise InputError(f"--epochs {how.epochs}, --margin {margin}: one of them is out of range")
+    if not 0 < how.epochs < 1e6:
+        raise InputError(f"--epochs {how.epochs:g}: takes a positive number of epochs")
+    if not 0 <= margin < 100:
+        raise InputError(f"--margin {margin:g}: takes a number of AP from 0 to 100")
 
 
 def _check_pretraining(settings: Compare | Tune, weights: Collection[str]) -> None:
