@@ -422,7 +422,7 @@ def main() -> None:
             rows.append(row(what, mine, named, ratio))
             print(f"| {' | '.join(found)} |", flush=True)
         if kept and rows and name in BENCHMARKS:
-            keep(name, rows, PROCESSOR if name in ("data", "photographs") else WALL, ROUNDS.get(name, 1))
+            keep(name, rows, PROCESSOR if name == "data" else WALL, ROUNDS.get(name, 1))
     print(machine())
 
 

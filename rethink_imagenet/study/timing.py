@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SEEDS', 'GPUS', 'ASIDE', 'ACROSS', 'BEGIN', 'DECODED', 'EPOCHS', 'JUDGED', 'WRITTEN', 'TAKEN', 'peak_memory',
            'StepCost', 'measure_step', 'iterations_told', 'dry_run', 'Speed', 'measure_speed', 'evaluations_of',
-           'seconds_of', 'Size', 'expected_width', 'sizes_within', 'describe_comparison', 'plan_hours', 'GPU',
-           'Operation', 'Work', 'work_of', 'work_of_plan', 'seconds_on', 'all_reduce_seconds', 'Step', 'step_on',
-           'linear_rule', 'with_batch', 'Prediction', 'predict_training', 'gpus_named', 'assumptions', 'describe_on']
+           'seconds_of_plan', 'seconds_of', 'Size', 'expected_width', 'sizes_within', 'describe_comparison',
+           'plan_hours', 'GPU', 'Operation', 'Work', 'work_of', 'work_of_plan', 'seconds_on', 'all_reduce_seconds',
+           'Step', 'step_on', 'linear_rule', 'with_batch', 'Prediction', 'predict_training', 'gpus_named',
+           'assumptions', 'describe_on']
 
 # %% ../../nbs/69_timing.ipynb #131fe2bc
 import math
@@ -227,6 +228,15 @@ def evaluations_of(
     return often
 
 
+def seconds_of_plan(
+    plan: Plan,  # with its family of schedules
+    images: int,  # in an evaluation
+    speed: Speed,  # of this machine
+) -> float:
+    "Seconds that the iterations and the evaluations of an arm's runs take, one run after the other"
+    return plan.family.iterations * speed.step + evaluations_of(plan) * images * speed.image
+
+
 def _slower(
     execution: Execution,  # of a comparison
     beginnings: int,  # jobs that can begin at once
@@ -248,8 +258,7 @@ def seconds_of(
     whole, arms = len(trainable(experiment.train_set)), 2 * seeds  # of each amount of data
     plans = [plan, *(plan.on_part(number / whole) for number in subsets)]
     iterations = [own.family.iterations for own in plans]
-    evaluated = [evaluations_of(own) * len(experiment.val_set) for own in plans]
-    seconds = [i * speed.step + e * speed.image for i, e in zip(iterations, evaluated, strict=True)]  # of an arm
+    seconds = [seconds_of_plan(own, len(experiment.val_set), speed) for own in plans]
     beginnings = arms * len(plans)
     at_once = execution.jobs or at_once_for(execution.device, beginnings, arms * sum(iterations))
     at_once = min(at_once, cores()) if execution.device == "cpu" else at_once

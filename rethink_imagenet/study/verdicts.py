@@ -478,7 +478,7 @@ class _Judge:
     look: int  # at the study, from 1
 
     def objects(self, rows: list[Row]) -> dict[str, int]:
-        "How many objects that count some rows were evaluated on, by class"
+        "How many objects count in the images that some rows were evaluated on, by class"
         val = self.study.arm_named(rows[0]["training"]).experiment.val_set
         numbers = np.bincount(val.labels[val.usable], minlength=len(val.category_names) + 1)[1:]
         return dict(zip(val.category_names, numbers.tolist(), strict=True))

@@ -106,10 +106,10 @@ from rethink_imagenet.study.timing import (
     assumptions,
     describe_comparison,
     describe_on,
-    evaluations_of,
     iterations_told,
     measure_speed,
     plan_hours,
+    seconds_of_plan,
 )
 from ..study.timing import dry_run as describe_run
 from ..study.tuning import plans_of, read_grid, tune
@@ -1012,8 +1012,7 @@ def _search_told(experiment: Experiment, begun: _Beginning, speed: Speed) -> str
     "How long the search of a grid takes, one run after the other, each step as long as one measured here"
     plans = [replace(own, schedules=(max(own.schedules),)) for _, own in plans_of(experiment.plan, begun.grid)]
     iterations = sum(own.family.iterations for own in plans)
-    images = sum(map(evaluations_of, plans)) * len(experiment.val_set)
-    hours = (iterations * speed.step + images * speed.image) / 3600
+    hours = sum(seconds_of_plan(own, len(experiment.val_set), speed) for own in plans) / 3600
     return f"the search comes before it: {len(plans)} runs, {iterations:,} iterations in all, about {hours:,.2f} hours"
 
 
