@@ -29,7 +29,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from .datasets import Dataset, Polygons, trace
-from .run_lengths import are_sound
+from .run_lengths import areas
 from ..errors import InputError, printable
 
 # %% ../../nbs/13_coco.ipynb #63c31b11
@@ -439,7 +439,7 @@ def _check_rle(rle: dict[str, Any], size: list[int], name: str) -> None:
     if rle.get("size") != size:
         told = f"its mask has size {rle.get('size')}, its image {size} (height, width)"
         raise InputError(f"{name}: {told}; {_OR_BOXES}")
-    if not are_sound([rle.get("counts")], [size[0] * size[1]])[0]:
+    if areas([rle.get("counts")], [size[0] * size[1]])[0] < 0:
         told = "its run-length encoding cannot be decoded: its runs do not add up to its image"
         raise InputError(f"{name}: {told}; {_OR_BOXES}")
 

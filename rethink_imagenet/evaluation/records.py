@@ -13,8 +13,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from pycocotools import mask as coco_mask
+
 from ..data.coco import FLAGS, read_json
-from ..data.run_lengths import are_sound
+from ..data.run_lengths import areas
 from ..errors import InputError
 
 # %% ../../nbs/50_records.ipynb #87f2ae2f
@@ -68,22 +70,40 @@ def _is_polygons(segmentation: Any, side: int) -> bool:
     return bool(rings) and all(formed) and all(-side <= min(ring) and max(ring) <= 2 * side for ring in rings)
 
 
-def _unsound(records: Sequence[dict[str, Any]], images: dict[int, dict[str, Any]]) -> int:
-    "The first record whose mask cannot be decoded into its image; -1 if there is none"
-    sizes: dict[int, Any] = {key: [image.get("height"), image.get("width")] for key, image in images.items()}
-    sized = {key: all(type(side) is int and 0 < side < 2**20 for side in size) for key, size in sizes.items()}
-    encoded: list[int] = []
-    pixels: list[int] = []
-    for i, record in enumerate(records):
-        mask, key = record.get("segmentation"), record["image_id"]
-        size = sizes[key]
-        if isinstance(mask, dict) and sized[key] and mask.get("size") == size:
-            encoded.append(i)
-            pixels.append(size[0] * size[1])
-        elif not (sized[key] and _is_polygons(mask, max(size))):
-            return i
-    counts = [records[i]["segmentation"].get("counts") for i in encoded]
-    return next((i for i, sound in zip(encoded, are_sound(counts, pixels), strict=True) if not sound), -1)
+def _size(image: dict[str, Any]) -> list[int]:
+    "Height and width of an image, 0 where its record does not tell both"
+    size: list[Any] = [image.get("height"), image.get("width")]
+    return size if all(type(side) is int and 0 < side < 2**20 for side in size) else [0, 0]
+
+
+def _with_string(encoded: dict[str, Any]) -> dict[str, Any]:
+    "A sound run-length encoding, whose lengths are a string"
+    if isinstance(encoded["counts"], list):
+        encoded = coco_mask.frPyObjects(encoded, *encoded["size"])
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def _drawn(segmentation: Any, size: list[int]) -> dict[str, Any]:
+    "The encoding of polygons in an image of this height and width; empty if these are no polygons of the image"
+    if not all(size) or not _is_polygons(segmentation, max(size)):
+        return {}
+    return _with_string(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
+
+
+def _encoded(records: Sequence[dict[str, Any]], images: dict[int, Any]) -> tuple[list[Any], list[int]]:
+    "The masks of records as encodings with strings, and their areas, -1 where one cannot be decoded into its image"
+    masks, pixels, sizes = [], [], {key: _size(image) for key, image in images.items()}
+    for record in records:
+        mask, size = record.get("segmentation"), sizes[record["image_id"]]
+        if not isinstance(mask, dict):
+            mask = _drawn(mask, size)
+        masks.append(mask if mask.get("size") == size else {})
+        pixels.append(size[0] * size[1] or -1)  # which no mask has
+    inside = areas([mask.get("counts") for mask in masks], pixels).tolist()
+    for i, (mask, area) in enumerate(zip(masks, inside, strict=True)):
+        if area >= 0 and not isinstance(mask["counts"], str):
+            masks[i] = _with_string(mask)
+    return masks, inside
 
 # %% ../../nbs/50_records.ipynb #81cf97e8
 def _sides(image: dict[str, Any]) -> tuple[float, float]:
@@ -150,7 +170,7 @@ def read_truth(
     annotations: str | Path | dict[str, Any],  # in COCO's format, a file or its content
     kinds: Sequence[str],  # of `KINDS`
 ) -> dict[str, Any]:  # COCO's tables
-    "The objects that count, complete for the kinds asked for, in records of our own. Raises InputError"
+    "The objects that count, complete for the kinds asked for, in records of our own; masks encoded. Raises InputError"
     source = "the annotations" if isinstance(annotations, dict) else str(annotations)
     content = annotations if isinstance(annotations, dict) else read_json(Path(annotations))
     for table in ("images", "annotations", "categories"):
@@ -175,8 +195,12 @@ def read_truth(
         if record.get("iscrowd") or _has_area(record["bbox"], images[record["image_id"]]):
             filled.append(_filled_in(record, kinds, points, name(i)))
             kept.append(i)
-    if "mask" in kinds and (broken := _unsound(filled, images)) >= 0:
-        raise InputError(f"{name(kept[broken])}: its segmentation is neither polygons nor an encoding of its image")
+    if "mask" in kinds:
+        masks, inside = _encoded(filled, images)
+        if -1 in inside:
+            first = name(kept[inside.index(-1)])
+            raise InputError(f"{first}: its segmentation is neither polygons nor an encoding of its image")
+        filled = [record | {"segmentation": mask} for record, mask in zip(filled, masks, strict=True)]
     return content | {"annotations": filled}
 
 # %% ../../nbs/50_records.ipynb #4ca978fb
@@ -216,7 +240,7 @@ def read_results(
     truth: dict[str, Any],  # COCO's tables, as `read_truth` gives them
     kinds: Sequence[str],  # of `KINDS`
 ) -> list[dict[str, Any]]:
-    "Detections, of which each is whole and of something that is annotated. Raises InputError"
+    "Detections, each whole and of something that is annotated; masks encoded, with a `mask_area`. Raises InputError"
     source = "the detections" if isinstance(detections, list) else str(detections)
     results = detections if isinstance(detections, list) else _read_list(Path(detections))
     fields = {"image_id", "category_id", "score", *(FIELDS[kind] for kind in kinds)}
@@ -225,9 +249,13 @@ def read_results(
     for i, result in enumerate(results):
         if fault := _fault(result, images, categories, fields, points):
             raise InputError(f"{source}: detection {i}: {fault}")
-    if "mask" in kinds and (broken := _unsound(results, images)) >= 0:
+    if "mask" not in kinds:
+        return results
+    masks, inside = _encoded(results, images)
+    if -1 in inside:
         raise InputError(
-            f"{source}: detection {broken}: its segmentation is neither polygons nor a run-length encoding that "
-            "decodes to its image"
+            f"{source}: detection {inside.index(-1)}: its segmentation is neither polygons nor a run-length encoding "
+            "that decodes to its image"
         )
-    return results
+    found = zip(results, masks, inside, strict=True)
+    return [result | {"segmentation": mask, "mask_area": area} for result, mask, area in found]
