@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset as TorchDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.detector import learned_proposals, machine, made_up_batch, multiply_adds, peak_rate, with_proposals
+from benchmarks.detector import (
+    eager,
+    found_by_ours,
+    learned_proposals,
+    machine,
+    made_up_batch,
+    multiply_adds,
+    peak_rate,
+    with_proposals,
+)
 from benchmarks.results import PROCESSOR, asked, keep, row
 from rethink_imagenet.data.coco import read_coco
 from rethink_imagenet.data.loading import Batch, TrainingSamples, training_batches
@@ -172,24 +182,24 @@ class ProcessorTime(TorchDispatchMode):
         return result
 
 
-def profiled(title: str, run: Run, batches: list[Batch], floor: float | None = None) -> None:
-    """Print the median share of each family in the processor time of a step, by the batches after the second.
+def profiled(title: str, actions: Sequence[Callable[[], object]], floor: float | None = None) -> None:
+    """Print the median share of each family in the processor time of an action, by those after the second.
 
-    Looking on takes time itself, so each batch is trained on twice: once for the whole step, once for its operations.
+    Looking on takes time itself, so each action is done twice: once for the whole, once for its operations.
     What looking on costs is a little part of each operation's time, and so is missing in the line of Python.
     """
     whole, rounds = [], []
-    for batch in batches:
+    for action in actions:
         start = time.process_time()
-        run.step(batch)
+        action()
         whole.append(time.process_time() - start)
         with ProcessorTime() as seen:
-            run.step(batch)
+            action()
         rounds.append(seen)
     whole, rounds = whole[2:], rounds[2:]
     step = statistics.median(whole)
-    print(f"\n{title}: {step:.3f} s of processor time a step, {machine()}")
-    print("| | ms | of the step | operations |\n|---|---|---|---|")
+    print(f"\n{title}: {step:.3f} s of processor time, {machine()}")
+    print("| | ms | of the whole | operations |\n|---|---|---|---|")
     left, most = step, rounds[-1].operations
     for family in [*FAMILIES, "all other operations"]:
         spent = statistics.median(seen.seconds[family] for seen in rounds)
@@ -202,11 +212,12 @@ def profiled(title: str, run: Run, batches: list[Batch], floor: float | None = N
 
 
 def profile() -> None:
-    """Where a step's time goes: the small detector on 8 scenes, and the paper's on two images of 480x640."""
+    """Where the time goes: a step of the small detector on 8 scenes, a step of the paper's, and its detection."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         samples, run = small_run(Path(temporary))
-        profiled("demo, 8 scenes of 96 px", run, list(training_batches(samples, 8, 0, 40, 0)))
+        batches = list(training_batches(samples, 8, 0, 40, 0))
+        profiled("demo, a step on 8 scenes of 96 px", [partial(run.step, batch) for batch in batches])
         pictures, targets = made_up_batch()
         seed_everything(0)
         model = build(DetectorConfig()).train()
@@ -214,9 +225,11 @@ def profile() -> None:
         flop = 3 * multiply_adds(model, lambda: model(pictures, targets))
         settings = RunSettings(Schedule(8, (7,), rate=1e-4, warmup=2), batch=2, save_every=1000)
         run = Run(model, settings, Path(temporary) / "paper", {})
-        profiled(
-            "R50-FPN GN, two images of 480x640", run, [Batch(pictures, targets)] * 4, flop / peak_rate(torch.float32)
-        )
+        step, rate = partial(run.step, Batch(pictures, targets)), peak_rate(torch.float32)
+        profiled("R50-FPN GN, a step on two images of 480x640", [step] * 4, flop / rate)
+    detect = partial(found_by_ours, eager("fp32")[0], pictures[:1])
+    floor = multiply_adds(detect.args[0], detect) / rate
+    profiled("R50-FPN GN, 100 objects in one image of 480x640, masks pasted and encoded", [detect] * 6, floor)
 
 
 def train_alone_or_together(root: str, out: str, batch: str) -> None:
