@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, LayerNormAct2d
 from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -158,16 +158,20 @@ class _WithActivation(nn.Module):
 def _in_place_of(old: Any, layer: Callable[[int], nn.Module]) -> nn.Module:
     "A norm of another kind for the same maps"
     channels = {nn.BatchNorm2d: "num_features", nn.GroupNorm: "num_channels", nn.LayerNorm: "normalized_shape"}
-    found = next(getattr(old, name) for kind, name in channels.items() if isinstance(old, kind))
+    kind, found = next((kind, getattr(old, name)) for kind, name in channels.items() if isinstance(old, kind))
     new: Any = layer(found if isinstance(found, int) else found[0])
-    if isinstance(old, nn.BatchNorm2d) and isinstance(new, nn.BatchNorm2d | FrozenBatchNorm2d):
-        new.eps = old.eps
-        if isinstance(new, FrozenBatchNorm2d):  # never learns, and so keeps the scale that timm starts with
-            new.weight.copy_(old.weight.detach())
-    if isinstance(old, nn.LayerNorm) and not isinstance(old, LayerNorm2d):
+    frozen = kind is nn.BatchNorm2d and isinstance(new, FrozenBatchNorm2d)
+    if frozen:  # never learns, and so keeps the scale that timm starts with
+        new.weight.copy_(old.weight.detach())
+    if frozen or isinstance(new, kind):
+        new.__dict__ |= {name: getattr(old, name) for name in ("eps", "num_groups") if hasattr(old, name)}
+    activation: Any = getattr(old, "act", nn.Identity())
+    if isinstance(new, nn.Identity):
+        activation.inplace = False  # a norm gives it a map of its own; without one it gets a map that others may read
+        return activation
+    if kind is nn.LayerNorm and not isinstance(old, LayerNorm2d | LayerNormAct2d):
         new = _OnLast(new)
-    activation = getattr(old, "act", None)
-    return new if activation is None or type(activation) is nn.Identity else _WithActivation(new, activation)
+    return new if type(activation) is nn.Identity else _WithActivation(new, activation)
 
 
 def _replace_norms(network: nn.Module, layer: Callable[[int], nn.Module]) -> int:
