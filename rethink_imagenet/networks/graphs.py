@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .fused_norm import watched
 
 # %% ../../nbs/26_graphs.ipynb #04c00006
 def can_be_recorded(
@@ -24,8 +25,7 @@ def can_be_recorded(
     "Whether a module does the same thing each time, and all of it on the device"
     for part in module.modules():
         keeps_count = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-        watched = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        if keeps_count or watched:
+        if keeps_count or watched(part):
             return False
     return True
 
