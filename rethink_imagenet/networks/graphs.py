@@ -99,7 +99,7 @@ class Graphs:
         self,
         x: Tensor,  # [B, 3, H, W], normalized pixels
     ) -> list[Tensor]:  # what the backbone gives
-        "The maps of a batch, from a graph where there is one"
+        "The maps of a batch, from a graph where there is one; in training its backward pass comes before the next call"
         key = tuple(x.shape), self.backbone.training, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
         self.seen[key] += 1
         adding = torch.is_grad_enabled() and any(weight.grad is not None for weight in self.backbone.parameters())
