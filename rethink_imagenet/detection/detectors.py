@@ -45,8 +45,8 @@ Precision = Literal["fp32", "bf16"]
 _MANY = 1, 1e6
 _RANGES: dict[str, tuple[float, float]] = {
     "num_classes": _MANY, "keypoints": (0, 1e4), "channels": _MANY, "box_layers": (0, 100), "hidden": _MANY,
-    "keypoint_channels": _MANY, "anchor_scales": _MANY, "canonical": _MANY, "rpn_number": _MANY, "pre_nms": _MANY,
-    "box_number": _MANY,
+    "keypoint_channels": _MANY, "anchor_scales": _MANY, "canonical": _MANY, "pre_nms": _MANY,
+    "rpn_number": (2, 1e6), "box_number": (4, 1e6),  # half and a quarter may be positive, so one at least
 }  # fmt: skip
 
 

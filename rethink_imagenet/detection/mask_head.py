@@ -61,7 +61,7 @@ def with_masks(
     "The target with its masks in the form that is wanted"
     made = target.copy()
     if way == "bitmaps":
-        made["masks"] = target["masks"] if "masks" in target else bitmaps_of(target["polygons"], *size)
+        made["masks"] = target["masks"].bool() if "masks" in target else bitmaps_of(target["polygons"], *size)
     elif "polygons" in target:
         made["outlines"] = outlines_of(target["polygons"])
     else:

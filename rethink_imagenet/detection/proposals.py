@@ -58,14 +58,14 @@ def anchor_forms(
     stride: int,  # of the level in pixels
     scales: tuple[int, ...] = (8,),  # sizes of the anchors over the stride
     rounding: Literal["stride", "half", "none"] = "stride",  # as in `AnchorSettings`
-) -> Tensor:  # [3 * S, 2] widths and heights in pixels, the S sizes of a form together
+) -> Tensor:  # [3 * S, 2] float32, widths and heights in pixels, the S sizes of a form together
     "The sides of a level's anchors (Detectron's RPN_ASPECT_RATIOS, RPN_ANCHOR_START_SIZE, RPN.SIZES)"
     sizes = torch.tensor(scales, dtype=torch.float32)[:, None]
     if rounding == "stride":
         widths = [round((stride**2 / ratio) ** 0.5) for ratio in RATIOS]
         heights = [round(width * ratio) for width, ratio in zip(widths, RATIOS, strict=True)]
         return (sizes * torch.tensor([widths, heights], dtype=torch.float32).T[:, None]).flatten(0, 1)
-    root = torch.tensor(RATIOS).sqrt()
+    root = torch.tensor(RATIOS, dtype=torch.float32).sqrt()
     sides = (sizes * stride * torch.stack([1 / root, root], dim=1)[:, None]).flatten(0, 1)
     return {"half": 2 * (sides / 2).round(), "none": sides}[rounding]
 
@@ -78,9 +78,9 @@ def level_anchors(
     settings: AnchorSettings = AnchorSettings(),  # rounding, offset and strides
     image: tuple[int, int] | None = None,  # height and width of the padded batch, for strides of the map
     device: torch.device | None = None,  # to make them on; by default the CPU
-) -> Tensor:  # [height * width * 3 * S, 4] in pixels, row by row, the anchors of a position together
+) -> Tensor:  # [height * width * 3 * S, 4] float32 in pixels, row by row, the anchors of a position together
     "All anchors of one level"
-    y, x = (torch.arange(number, device=device) + settings.offset for number in (height, width))
+    y, x = (torch.arange(n, dtype=torch.float32, device=device) + settings.offset for n in (height, width))
     down, across = stride, stride
     if settings.strides == "map" and image is not None:
         down, across = image[0] // height, image[1] // width

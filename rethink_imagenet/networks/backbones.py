@@ -13,14 +13,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, LayerNormAct2d
 from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import InputError, nearest
-from .fused_norm import FusedSequential, apply_norm
+from .fused_norm import FusedSequential, apply_norm, is_plain_relu
 from .normalization import norm_layer
 
 # %% ../../nbs/23_backbones.ipynb #a72cdf01
@@ -84,24 +84,32 @@ OWN: dict[str, Callable[..., ResNet]] = {  # networks that timm does not list
 }
 
 # %% ../../nbs/23_backbones.ipynb #f0400002
-def _residual(block: Any, layers: list[tuple[nn.Module, nn.Module]], x: Tensor) -> Tensor:
-    "A residual unit of convolutions and their norms: a ReLU behind each norm, the sum before the last one"
+def _activated(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    "activation(norm(x) + residual)"
+    relu = is_plain_relu(activation)
+    y = apply_norm(norm, x, residual, relu)
+    return y if relu else activation(y)
+
+
+def _residual(block: Any, layers: list[tuple[nn.Module, nn.Module, nn.Module]], x: Tensor) -> Tensor:
+    "A residual unit of convolutions, each with its norm and activation; the sum before the last activation"
     y = x
-    for conv, norm in layers[:-1]:
-        y = apply_norm(norm, conv(y), relu=True)
-    conv, norm = layers[-1]
+    for conv, norm, activation in layers[:-1]:
+        y = _activated(norm, activation, conv(y))
+    conv, norm, activation = layers[-1]
     y = conv(y)
-    return apply_norm(norm, y, x if block.downsample is None else block.downsample(x), relu=True)
+    return _activated(norm, activation, y, x if block.downsample is None else block.downsample(x))
 
 
 class _PlainBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
-        return _residual(self, [(self.conv1, self.bn1), (self.conv2, self.bn2)], x)
+        return _residual(self, [(self.conv1, self.bn1, self.act1), (self.conv2, self.bn2, self.act2)], x)
 
 
 class _PlainBottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
-        return _residual(self, [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], x)
+        first, second = (self.conv1, self.bn1, self.act1), (self.conv2, self.bn2, self.act2)
+        return _residual(self, [first, second, (self.conv3, self.bn3, self.act3)], x)
 
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: _PlainBasicBlock, Bottleneck: _PlainBottleneck}
@@ -110,9 +118,7 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: _PlainBasicBlock, 
 def _fuse(block: Any) -> None:
     "Give a residual block of timm the forward above, if it is plain"
     extras = [block.drop_block, block.aa, *filter(None, (block.se, block.drop_path))]
-    relus = [getattr(block, f"act{i}") for i in (1, 2, 3) if hasattr(block, f"act{i}")]
-    plain = type(block) in _PLAIN and all(type(layer) is nn.Identity for layer in extras)
-    if plain and all(type(layer) is nn.ReLU for layer in relus):
+    if type(block) in _PLAIN and all(type(layer) is nn.Identity for layer in extras):
         block.__class__ = _PLAIN[type(block)]
     if block.downsample is not None:
         block.downsample = FusedSequential(*block.downsample)
@@ -150,24 +156,26 @@ class _WithActivation(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        relu = type(self.activation) is nn.ReLU
-        y = apply_norm(self.norm, x, relu=relu)
-        return y if relu else self.activation(y)
+        return _activated(self.norm, self.activation, x)
 
 
 def _in_place_of(old: Any, layer: Callable[[int], nn.Module]) -> nn.Module:
     "A norm of another kind for the same maps"
     channels = {nn.BatchNorm2d: "num_features", nn.GroupNorm: "num_channels", nn.LayerNorm: "normalized_shape"}
-    found = next(getattr(old, name) for kind, name in channels.items() if isinstance(old, kind))
+    kind, found = next((kind, getattr(old, name)) for kind, name in channels.items() if isinstance(old, kind))
     new: Any = layer(found if isinstance(found, int) else found[0])
-    if isinstance(old, nn.BatchNorm2d) and isinstance(new, nn.BatchNorm2d | FrozenBatchNorm2d):
-        new.eps = old.eps
-        if isinstance(new, FrozenBatchNorm2d):  # never learns, and so keeps the scale that timm starts with
-            new.weight.copy_(old.weight.detach())
-    if isinstance(old, nn.LayerNorm) and not isinstance(old, LayerNorm2d):
+    frozen = kind is nn.BatchNorm2d and isinstance(new, FrozenBatchNorm2d)
+    if frozen:  # never learns, and so keeps the scale that timm starts with
+        new.weight.copy_(old.weight.detach())
+    if frozen or isinstance(new, kind):
+        new.__dict__ |= {name: getattr(old, name) for name in ("eps", "num_groups") if hasattr(old, name)}
+    activation: Any = getattr(old, "act", nn.Identity())
+    if isinstance(new, nn.Identity):
+        activation.inplace = False  # a norm gives it a map of its own; without one it gets a map that others may read
+        return activation
+    if kind is nn.LayerNorm and not isinstance(old, LayerNorm2d | LayerNormAct2d):
         new = _OnLast(new)
-    activation = getattr(old, "act", None)
-    return new if activation is None or type(activation) is nn.Identity else _WithActivation(new, activation)
+    return new if type(activation) is nn.Identity else _WithActivation(new, activation)
 
 
 def _replace_norms(network: nn.Module, layer: Callable[[int], nn.Module]) -> int:
@@ -266,7 +274,7 @@ class Body(nn.Module):
         if not self.residual:
             return self.network(x)
         layers = self.network
-        stem = apply_norm(layers.bn1, layers.conv1(x), relu=True)
+        stem = _activated(layers.bn1, layers.act1, layers.conv1(x))
         features = [layers.layer1(layers.maxpool(stem))]
         for stage in (layers.layer2, layers.layer3, layers.layer4):
             features.append(stage(features[-1]))

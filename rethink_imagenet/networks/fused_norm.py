@@ -23,7 +23,7 @@ except ImportError:  # it comes with PyTorch's builds for CUDA and ROCm
     triton = tl = None
 
 # %% auto #0
-__all__ = ['apply_norm', 'FusedSequential']
+__all__ = ['watched', 'is_plain_relu', 'apply_norm', 'FusedSequential']
 
 # %% ../../nbs/22_fused_norm.ipynb #f03c0012
 @kernel
@@ -404,15 +404,28 @@ class _FusedNorm(torch.autograd.Function):
         residual = residual if ctx.needs_input_grad[1] else None
         return dx, residual, dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None
 
+# %% ../../nbs/22_fused_norm.ipynb #71eeaf81
+def watched(
+    layer: nn.Module,  # of any kind
+) -> bool:
+    "Whether a layer has hooks, which must see what goes through it"
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def is_plain_relu(
+    layer: nn.Module | None,  # of any kind
+) -> bool:
+    "Whether a layer can be left to the step of the layer before it: a ReLU without hooks"
+    return type(layer) is nn.ReLU and not watched(layer)
+
 # %% ../../nbs/22_fused_norm.ipynb #f03c0033
 def _goes_to_kernels(norm: nn.Module, x: Tensor) -> bool:
     "Whether the kernels can do what a layer would do"
     if type(norm) is not nn.GroupNorm or not for_kernels(x):
         return False
-    watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     return (
         norm.affine
-        and not watched
+        and not watched(norm)
         and x.dim() == 4
         and x.shape[1] == norm.num_channels
         and x.shape[2] * x.shape[3] > 0
@@ -444,9 +457,9 @@ class FusedSequential(nn.Sequential):
     "Layers one after the other, each ReLU in one step with the layer before it, whose output it overwrites"
 
     def layers(self) -> Iterator[nn.Module]:
-        "All layers, those of such sequences within it too"
+        "All layers, those of such sequences within it too, unless a sequence has hooks"
         for layer in self:
-            yield from layer.layers() if isinstance(layer, FusedSequential) else (layer,)
+            yield from layer.layers() if isinstance(layer, FusedSequential) and not watched(layer) else (layer,)
 
     def forward(
         self,
@@ -455,7 +468,7 @@ class FusedSequential(nn.Sequential):
         "What the last layer gives"
         layers = [*self.layers(), None]
         while layer := layers.pop(0):
-            relu = isinstance(layers[0], nn.ReLU)
+            relu = is_plain_relu(layers[0])
             x = apply_norm(layer, x, relu=relu)
             if relu:
                 layers.pop(0)

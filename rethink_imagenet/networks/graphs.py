@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .fused_norm import watched
 
 # %% ../../nbs/26_graphs.ipynb #04c00006
 def can_be_recorded(
@@ -24,8 +25,7 @@ def can_be_recorded(
     "Whether a module does the same thing each time, and all of it on the device"
     for part in module.modules():
         keeps_count = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-        watched = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        if keeps_count or watched:
+        if keeps_count or watched(part):
             return False
     return True
 
@@ -99,7 +99,7 @@ class Graphs:
         self,
         x: Tensor,  # [B, 3, H, W], normalized pixels
     ) -> list[Tensor]:  # what the backbone gives
-        "The maps of a batch, from a graph where there is one"
+        "The maps of a batch, from a graph where there is one; in training its backward pass comes before the next call"
         key = tuple(x.shape), self.backbone.training, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
         self.seen[key] += 1
         adding = torch.is_grad_enabled() and any(weight.grad is not None for weight in self.backbone.parameters())
