@@ -32,7 +32,7 @@ from .boxes import PreparedTarget, split_crowds
 from .cascade import CascadeHead
 from .conventions import DETECTRON, TORCHVISION, Conventions
 from .keypoint_head import KeypointHead
-from .mask_head import PASTING, MaskHead, with_masks
+from .mask_head import MaskHead, paste_mask, with_masks
 from .pooling import roi_align_pyramid
 from .proposals import RPN
 from ..errors import InputError, check_choices, check_ranges, made_from
@@ -183,7 +183,7 @@ def _with_pasted_masks(detections: Detections, height: int, width: int, way: str
     if "masks" not in detections:
         return detections
     masks, boxes = detections["masks"], detections["boxes"].cpu()
-    pasted = [PASTING[way](mask, box, height, width) for mask, box in zip(masks, boxes, strict=True)]
+    pasted = [paste_mask(mask, box, height, width, way) for mask, box in zip(masks, boxes, strict=True)]
     return detections | {"masks": torch.stack(pasted)[:, None] if pasted else masks.new_zeros((0, 1, height, width))}
 
 # %% ../../nbs/39_detectors.ipynb #199405ae

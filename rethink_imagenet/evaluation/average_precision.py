@@ -32,7 +32,7 @@ from ..data.loading import EvaluationSamples, evaluation_batches
 from ..data.transforms import Target
 from ..detection.box_head import Detections
 from ..detection.detectors import DetectorConfig
-from ..detection.mask_head import PASTING, encode_mask
+from ..detection.mask_head import encode_mask
 from ..errors import InputError
 from .records import FIELDS, KINDS, number_of_keypoints, read_results, read_truth
 from ..training.checkpoints import write_atomically
@@ -61,8 +61,7 @@ def coco_results(
             "score": score.item(),
         }
         if "masks" in found:
-            mask = PASTING[pasting](found["masks"][i].float(), boxes[i], height, width)
-            result["segmentation"] = encode_mask(mask > 0.5)
+            result["segmentation"] = encode_mask(found["masks"][i].float(), boxes[i], height, width, pasting)
         if "keypoints" in found:
             points = found["keypoints"][i].float() * torch.cat([scale[:2], torch.ones(1)])
             result["keypoints"] = points.flatten().tolist()
