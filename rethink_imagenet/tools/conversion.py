@@ -267,6 +267,7 @@ def _blue_first(values: tuple[float, ...]) -> Tensor:
 _BLOCKS: dict[tuple[int, ...], int] = {
     (2, 2, 2, 2): 2, (3, 4, 6, 3): 0, (3, 4, 23, 3): 3, (3, 8, 36, 3): 3
 }  # how many of a stage; convolutions in each, 0 for two or three  # fmt: skip
+_RESNETS = re.compile(r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d")  # names of bodies that are blocks and no more
 
 
 def _check_for_detectron2(model: Detector, names: Iterable[str]) -> None:
@@ -275,7 +276,7 @@ def _check_for_detectron2(model: Detector, names: Iterable[str]) -> None:
     places = {tuple(map(int, found.groups())) for name in body if (found := re.match(r"layer(\d)\.(\d+)\.", name))}
     blocks = tuple(sum(stage == k for stage, _ in places) for k in range(1, 5))
     wanted, has = _BLOCKS.get(blocks), 3 if "layer1.0.conv3.weight" in body else 2
-    if wanted is None or wanted not in (0, has) or "conv1.weight" not in body:
+    if wanted is None or wanted not in (0, has) or not _RESNETS.fullmatch(model.config.backbone):
         raise InputError(f"{model.config.backbone}: detectron2 has no such body; it has ResNet-18, -34, -50, -101 and "
                          "-152, and the form safetensors takes every detector")  # fmt: skip
     if left := [name for name in names if not name.startswith(("backbone.", "proposal_generator.", "roi_heads."))]:
