@@ -293,6 +293,11 @@ def to_detectron2(
     return state | {"pixel_mean": _blue_first(rules.pixel_mean), "pixel_std": _blue_first(rules.pixel_std)}
 
 
+def _are_near(theirs: Tensor, expected: Tensor) -> bool:
+    "Whether statistics are of three channels, and the expected ones; a detector of grey images has one"
+    return theirs.numel() == 3 and torch.allclose(theirs.float().view(3, 1, 1), expected, atol=0.01)
+
+
 def from_detectron2(
     model: Detector,  # to be filled; its config must describe the same network
     state: dict[str, Tensor],  # what stands under "model" in a checkpoint of detectron2
@@ -302,9 +307,9 @@ def from_detectron2(
     state, rules = dict(state), model.config.conventions
     for key, values in (("pixel_mean", rules.pixel_mean), ("pixel_std", rules.pixel_std)):
         theirs, expected = state.pop(key, None), _blue_first(values)
-        if theirs is not None and not torch.allclose(theirs.float().view(3, 1, 1), expected, atol=0.01):
-            shown = [round(value, 3) for value in theirs.flatten().tolist()]
-            raise InputError(f"{source}: {key} is {shown}, the model's {expected.flatten().tolist()} (blue first)")
+        if theirs is not None and not _are_near(theirs, expected):
+            shown, usual = ([round(value, 3) for value in one.flatten().tolist()] for one in (theirs, expected))
+            raise InputError(f"{source}: {key} is {shown}, the model's {usual} (blue first)")
     state = {name: tensor for name, tensor in state.items() if ".anchor_generator." not in name}
     own = model.state_dict()
     names = {name: _detectron2_name(name) for name in own}
