@@ -472,9 +472,11 @@ def checkpoint_at(
     iteration: int,  # after which the checkpoint was written
 ) -> Path:
     "The checkpoint of an iteration, whole. Raises InputError"
-    source = next((path for path in checkpoints_of(folder) if iteration_of(path) == iteration), None)
+    there = {iteration_of(path): path for path in checkpoints_of(folder)}
+    source = there.get(iteration)
     if source is None:
-        raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; train it first")
+        way = "it went past and kept none; name another folder" if max(there, default=0) > iteration else "train it first"
+        raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; {way}")
     read_checkpoint(source)
     return source
 
