@@ -341,6 +341,14 @@ def _check_writable(place: Path, asked: Path, what: str) -> None:
         raise InputError(f"{asked}: cannot be written to; name another {what} with --out")
 
 
+def _make(place: Path, asked: Path, what: str) -> None:
+    "Make a folder. Raises InputError where the system has folders and makes none, as in /proc"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise InputError(f"{asked}: cannot be written to; name another {what} with --out") from None
+
+
 def check_folder(
     folder: Path,  # for the results
     config: dict[str, Any],  # what will be run
@@ -355,8 +363,6 @@ def check_folder(
     theirs = theirs and {key: value for key, value in theirs.items() if key != "options"}
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder}: is not a folder; name another with --out")
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
     begun = "config.json.partial", "lock", "lock.owner"  # of a command that came no further
     if folder.exists() and any(path.name not in begun for path in folder.iterdir()):
         if overwrite and theirs:
@@ -381,7 +387,7 @@ def prepare_folder(
     "Make a folder for results, or check that the one that exists may be used. Raises InputError"
     if check_folder(folder, config, may):
         _remove(folder, inputs)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder, folder, "folder")
     if held is not None:
         held.enter_context(locked(folder, ""))
     config = json.loads(json.dumps({"made_by": "rethink_imagenet"} | config))
@@ -1434,7 +1440,7 @@ def rethink_export(
         raise InputError(f"--size: is for the forms program and onnx; the form {form} takes images of any size")
     detector, config = load_detector(settings.model)
     content = _content(settings, detector, config)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent, path, "file")
     write_atomically(path, lambda partial: partial.write_bytes(content))
     if form == "torchvision" or form == "detectron2":
         _say_rules(form, detector)
@@ -1542,6 +1548,8 @@ def rethink_evidence(
     if not names:
         raise InputError(f"{root}: holds no experiments; name their folder with --experiments")
     if not (settings.name or settings.all):
+        told = "goes with an experiment, and without a name they are listed; name one, or give --all"
+        _check_unused(settings, ["quick", "keep", "data", "out", "jobs"], told)
         print("\n".join(line_of(root / name) for name in names))
     with computing_with(threads=1):  # the same bits on machines with more cores
         for name in names if settings.all else filter(None, [settings.name]):

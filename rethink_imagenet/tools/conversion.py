@@ -267,6 +267,7 @@ def _blue_first(values: tuple[float, ...]) -> Tensor:
 _BLOCKS: dict[tuple[int, ...], int] = {
     (2, 2, 2, 2): 2, (3, 4, 6, 3): 0, (3, 4, 23, 3): 3, (3, 8, 36, 3): 3
 }  # how many of a stage; convolutions in each, 0 for two or three  # fmt: skip
+_RESNETS = re.compile(r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d")  # names of bodies that are blocks and no more
 
 
 def _check_for_detectron2(model: Detector, names: Iterable[str]) -> None:
@@ -275,7 +276,7 @@ def _check_for_detectron2(model: Detector, names: Iterable[str]) -> None:
     places = {tuple(map(int, found.groups())) for name in body if (found := re.match(r"layer(\d)\.(\d+)\.", name))}
     blocks = tuple(sum(stage == k for stage, _ in places) for k in range(1, 5))
     wanted, has = _BLOCKS.get(blocks), 3 if "layer1.0.conv3.weight" in body else 2
-    if wanted is None or wanted not in (0, has) or "conv1.weight" not in body:
+    if wanted is None or wanted not in (0, has) or not _RESNETS.fullmatch(model.config.backbone):
         raise InputError(f"{model.config.backbone}: detectron2 has no such body; it has ResNet-18, -34, -50, -101 and "
                          "-152, and the form safetensors takes every detector")  # fmt: skip
     if left := [name for name in names if not name.startswith(("backbone.", "proposal_generator.", "roi_heads."))]:
@@ -292,6 +293,11 @@ def to_detectron2(
     return state | {"pixel_mean": _blue_first(rules.pixel_mean), "pixel_std": _blue_first(rules.pixel_std)}
 
 
+def _are_near(theirs: Tensor, expected: Tensor) -> bool:
+    "Whether statistics are of three channels, and the expected ones; a detector of grey images has one"
+    return theirs.numel() == 3 and torch.allclose(theirs.float().view(3, 1, 1), expected, atol=0.01)
+
+
 def from_detectron2(
     model: Detector,  # to be filled; its config must describe the same network
     state: dict[str, Tensor],  # what stands under "model" in a checkpoint of detectron2
@@ -301,9 +307,9 @@ def from_detectron2(
     state, rules = dict(state), model.config.conventions
     for key, values in (("pixel_mean", rules.pixel_mean), ("pixel_std", rules.pixel_std)):
         theirs, expected = state.pop(key, None), _blue_first(values)
-        if theirs is not None and not torch.allclose(theirs.float().view(3, 1, 1), expected, atol=0.01):
-            shown = [round(value, 3) for value in theirs.flatten().tolist()]
-            raise InputError(f"{source}: {key} is {shown}, the model's {expected.flatten().tolist()} (blue first)")
+        if theirs is not None and not _are_near(theirs, expected):
+            shown, usual = ([round(value, 3) for value in one.flatten().tolist()] for one in (theirs, expected))
+            raise InputError(f"{source}: {key} is {shown}, the model's {usual} (blue first)")
     state = {name: tensor for name, tensor in state.items() if ".anchor_generator." not in name}
     own = model.state_dict()
     names = {name: _detectron2_name(name) for name in own}

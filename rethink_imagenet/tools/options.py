@@ -108,6 +108,12 @@ class FolderOptions:
     accept: str = ""  # with --resume: settings that may have changed since then, such as code,processes
     overwrite: bool = False  # remove --out and begin anew; refused if it holds a file that this library did not write
 
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite: one goes on, the other begins anew; give one of them")
+        if self.accept and not self.resume:
+            raise InputError(f"--accept {self.accept}: goes with --resume; add it, or leave both out")
+
 # %% ../../nbs/75_options.ipynb #afef62ac
 def word(
     default: Any = "",  # "" where the word may be left out

@@ -24,7 +24,7 @@ from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmenta
 from ..data.coco import parse
 from ..data.datasets import Dataset
 from ..data.images import load_image
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.resampling import coco_records
 from ..study.report import SIDE_BY_SIDE
 from ..study.verdicts import ARMS, StudyResults
@@ -83,8 +83,9 @@ def draw_detections(
             drawn = draw_keypoints(drawn, points[..., :2], limbs or None, colour, 2, 2, points[..., 2] > 0)
     labelled = Image.fromarray(drawn.permute(1, 2, 0).numpy())
     for detection, colour in zip(shown, colours, strict=True):
-        text = f" {detection['score']:.2f}" if "score" in detection else ""
-        _write_label(labelled, detection["bbox"], known[detection["category_id"]]["name"] + text, colour)
+        name = printable(known[detection["category_id"]]["name"])
+        told = f" {detection['score']:.2f}" if "score" in detection else ""
+        _write_label(labelled, detection["bbox"], name + told, colour)
     return np.array(labelled)
 
 # %% ../../nbs/71_pictures.ipynb #7e4f1f19

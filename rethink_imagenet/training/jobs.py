@@ -64,6 +64,7 @@ class Ledger:
         self.jobs, self.waiting, self.done = list(jobs), list(jobs), set[str]()
         self.left = {job.name: job.work for job in jobs}
         self.worked, self.began = 0.0, 0.0  # work of this session, and when it began
+        self.heard = set[str]()  # jobs that have told how far they are
         self.evaluations: dict[str, tuple[float, float]] = {}  # by job: when one began, and the share that is done
 
     def chains(self) -> dict[str, float]:
@@ -92,11 +93,11 @@ class Ledger:
     ) -> None:
         "Note how far a job is"
         left = float(total - done)
-        if self.began:
+        if name in self.heard:
             self.worked += max(0.0, self.left[name] - left)
-        else:
-            self.began = time.monotonic()
+        self.began = self.began or time.monotonic()
         self.left[name] = left
+        self.heard.add(name)
 
     def hear_evaluating(
         self,

@@ -209,6 +209,13 @@ def _momentum_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
     return {f"momentum {i}": parameter.shape for i, parameter in enumerate(parameters)}
 
 
+def _check_end(checkpoint: Path, schedule: Schedule) -> None:
+    "Raises InputError if a schedule ends before a checkpoint, which can be where another one was accepted"
+    done, total = iteration_of(checkpoint), schedule.iterations
+    if done > total:
+        raise InputError(f"{checkpoint}: is beyond the end of the schedule, {total:,} iterations; name another folder")
+
+
 class Diverged(RunStopped):
     "A loss or a weight was not finite; the message names the iteration, the losses and the images"
 
@@ -283,6 +290,7 @@ class Run:
             found = newest_checkpoint(folder, mend=True) if is_first() else None
             if found:
                 check_settings(found[1]["about"], about, found[0], accept)
+                _check_end(found[0], settings.schedule)
                 check_environment(found[1]["circumstances"])
         found = from_first(found)
         if found:
@@ -464,9 +472,11 @@ def checkpoint_at(
     iteration: int,  # after which the checkpoint was written
 ) -> Path:
     "The checkpoint of an iteration, whole. Raises InputError"
-    source = next((path for path in checkpoints_of(folder) if iteration_of(path) == iteration), None)
+    there = {iteration_of(path): path for path in checkpoints_of(folder)}
+    source = there.get(iteration)
     if source is None:
-        raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; train it first")
+        way = "it went past and kept none; name another folder" if max(there, default=0) > iteration else "train it first"
+        raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; {way}")
     read_checkpoint(source)
     return source
 

@@ -28,7 +28,7 @@ class Schedule:
     drops: tuple[int, ...]  # the first iterations at a lowered rate
     rate: float = 0.02  # full learning rate
     factor: float = 0.1  # that each drop multiplies the rate with
-    warmup: int = 500  # iterations until the full rate is reached
+    warmup: int = 500  # iterations until the full rate is reached; 0 for the full rate at once
     warmup_factor: float = 1 / 3  # of the full rate, at the start
 
     @classmethod
@@ -52,7 +52,7 @@ class Schedule:
     ) -> float:
         "The learning rate of an iteration"
         lowered = self.rate * self.factor ** sum(iteration >= drop for drop in self.drops)
-        done = min(1.0, iteration / max(1, self.warmup))
+        done = min(1.0, iteration / self.warmup) if self.warmup > 0 else 1.0
         return lowered * (self.warmup_factor * (1 - done) + done)
 
 # %% ../../nbs/40_schedules.ipynb #10103fac
