@@ -475,7 +475,9 @@ def checkpoint_at(
     there = {iteration_of(path): path for path in checkpoints_of(folder)}
     source = there.get(iteration)
     if source is None:
-        way = "it went past and kept none; name another folder" if max(there, default=0) > iteration else "train it first"
+        way = (
+            "it went past and kept none; name another folder" if max(there, default=0) > iteration else "train it first"
+        )
         raise InputError(f"{folder}: has no checkpoint of iteration {iteration} to branch off from; {way}")
     read_checkpoint(source)
     return source
