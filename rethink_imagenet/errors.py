@@ -66,7 +66,7 @@ def check_choices(
     "Raises InputError at the first field with a `Literal` type whose value is not one of its words"
     for name, kind in get_type_hints(type(settings)).items():
         if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
-            raise nearest(str(getattr(settings, name)), [str(word) for word in get_args(kind)], name)
+            raise nearest(str(getattr(settings, name)), [str(word) for word in get_args(kind) if word != ""], name)
 
 # %% ../nbs/01_errors.ipynb #f0284388
 def fits(

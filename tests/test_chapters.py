@@ -9,6 +9,7 @@ import re
 import tomllib
 import unicodedata
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAPER = ROOT.parent / "shared" / "reference" / "paper.txt"
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 SHOWS = re.compile(r"(?m)^print\(|^\w+, \w+ = plt\.subplots\(|^figure\Z")  # a cell that does has something to show
+HEADING = re.compile(r"(?m)^(#+) (.+)$")
 LINK = re.compile(r"\[([^]]+)\]\(([^)\s#]+)(?:#[^)]*)?\)")
 # Names of other systems; everything else in backticks is ours or in our code.
 OF_OTHERS = {
@@ -106,6 +108,15 @@ def test_the_table_of_conventions_is_todays() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec("".join(cell["source"]), names)
     assert "".join(cell["outputs"][0]["text"]) == printed.getvalue()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_headings_go_down_by_one_level(chapter: Path) -> None:
+    """A reader who has headings read aloud hears no level that is missing."""
+    found = [(len(one), told) for text in cells_of(chapter, "markdown") for one, told in HEADING.findall(text)]
+    assert found[0][0] == 1
+    wrong = [told for (above, _), (level, told) in pairwise(found) if level > above + 1]
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize("notebook", [*CHAPTERS, ROOT / "nbs/index.ipynb"], ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("packages")
     listed = ran("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, listed):
-        if not name.startswith(("nbs/", "tests/")) and (ROOT / name).is_file():
+        if not name.startswith("nbs/") and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     ran(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, cwd=out)
@@ -62,6 +63,14 @@ def test_a_package_runs_from_an_empty_folder(packages: dict[str, Path], tmp_path
     assert {"__init__.pyi", "py.typed"} <= {path.name for path in (target / "rethink_imagenet").iterdir()}
     modules = {path.relative_to(ROOT) for path in (ROOT / "rethink_imagenet").rglob("*.py")}
     assert not [path for path in modules if not (target / path).is_file()]
+
+
+def test_the_sdist_has_its_licence_and_no_part_of_the_tests(packages: dict[str, Path]) -> None:
+    """The tests need files that stand beside them, so they come with the repository or not at all."""
+    with tarfile.open(packages["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "settings.ini"} <= names
+    assert not [name for name in names if name.startswith("tests")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

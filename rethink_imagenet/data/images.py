@@ -88,7 +88,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DECODERS_RAISE as error:
         if getattr(error, "errno", None) in PASSING:
             raise
-        told = str(error) or type(error).__name__
+        told = "a folder; name the files in it" if path.is_dir() else str(error) or type(error).__name__
         raise InputError(f"{path}: cannot be read as an image ({told})") from None
 
 # %% ../../nbs/16_images.ipynb #0268bd10

@@ -340,7 +340,8 @@ def read_splits(
 ) -> tuple[Dataset, Dataset]:  # to train on, to evaluate on
     "Read the two splits of a data set and check that they have the same categories. Raises InputError"
     if data is None and (train is None or (val is None and not split)):
-        raise InputError("no data: name a folder with --data, or two files with --train and --val")
+        told = "or two files with --train and --val, or one with --train and a share to hold back with --split"
+        raise InputError(f"no data: name a folder with --data, {told}")
     folders = images if isinstance(images, tuple | list) else (images, images)
     named = Path(train) if train else None, Path(val) if val else None
     first, second = _sources(Path(data or "."), *named, split)

@@ -322,12 +322,19 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def _unknown(name: str, known: list[str], what: str) -> InputError:
+    "The error for a name that is not the paper's; a path is told where it belongs"
+    if os.path.exists(name):
+        return InputError(f"{name}: is no {what}", data="name your data with --data")
+    return nearest(name, known, what)
+
+
 def recipe_named(
     name: str,  # such as table1/r50-gn-scratch-6x
 ) -> Recipe:
     "A recipe. Raises InputError with the nearest names"
     if name not in RECIPES:
-        raise nearest(name, list(RECIPES), "recipe")
+        raise _unknown(name, list(RECIPES), "recipe")
     return RECIPES[name]
 
 
@@ -337,7 +344,7 @@ def group_named(
     "All recipes of a table or figure. Raises InputError with the nearest names"
     groups = list(dict.fromkeys(key.partition("/")[0] for key in RECIPES))
     if name not in groups:
-        raise nearest(name, groups, "table or figure")
+        raise _unknown(name, groups, "table or figure")
     return [recipe for recipe in RECIPES.values() if recipe.name.startswith(f"{name}/")]
 
 

@@ -95,7 +95,7 @@ def draw_curves(
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_ylim(-0.06 * ax.get_ylim()[1], None)
     ax.grid(alpha=0.3)
-    ax.legend(*legend_entries(ax), loc="lower right")
+    ax.legend(*legend_entries(ax), loc="best")
 
 
 def curves_plot(
@@ -379,7 +379,7 @@ def curves_picture(
         known = [(row["iterations"], ap_of(row, kind, "paper")) for row in own if ap_of(row, kind, "paper")]
         if results["scale"] == 1 and known:
             column[0].plot(*zip(*known, strict=True), "k_", ms=10, label="the paper")
-            column[0].legend(*legend_entries(column[0]), loc="lower right")
+            column[0].legend(*legend_entries(column[0]), loc="best")
         if lines == 2:
             draw_losses(column[1], [runs[row["folder"]] for row in own])
     figure.suptitle(title_of(results))
@@ -745,6 +745,9 @@ def write_report(
             files["table.txt"] = f"{aligned(table_of(results))}\n".encode()
         else:
             files["curves.png"] = png(curves_plot(results))
+    except FileNotFoundError:
+        told = "no such file; name the folder of a comparison, such as runs/compare"
+        raise InputError(f"{source}: not the results of a study ({told})") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
             TemplateError) as error:  # fmt: skip
         raise InputError(f"{source}: not the results of a study ({type(error).__name__}: {error})") from None

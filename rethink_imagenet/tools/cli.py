@@ -26,6 +26,7 @@ if _script.name.startswith("rethink_") and _script.suffix in ("", ".exe"):  # a 
 # %% ../../nbs/77_cli.ipynb #d490fa5b
 from collections.abc import Callable
 from importlib import import_module
+from io import TextIOWrapper
 from os import devnull, environ
 from typing import Any
 
@@ -33,6 +34,16 @@ from ..errors import InputError, nearest
 from .options import COMMANDS, VERSION, settings_of, typed_settings
 
 # %% ../../nbs/77_cli.ipynb #88b3de43
+def _make_printable() -> None:
+    "Let stdout and stderr take any text: there may be none, or one whose encoding lacks letters of a name"
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed where the command was started
+            setattr(sys, name, open(devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def call(
     name: str,  # of `COMMANDS`
     read: Callable[[], Any],  # gives the settings
@@ -41,9 +52,7 @@ def call(
     "Carry out a command; a fault in its settings ends with one line and status 2"
     if typed:
         _leave_interruptions()
-        for stream in ("stdout", "stderr"):
-            if getattr(sys, stream) is None:  # closed where the command was started
-                setattr(sys, stream, open(devnull, "w"))  # noqa: SIM115
+        _make_printable()
     try:
         settings = read()
     except InputError as fault:

@@ -11,6 +11,7 @@ __all__ = ['Form', 'COMMANDS', 'VERSION', 'DataOptions', 'DetectorOptions', 'Pre
 # %% ../../nbs/75_options.ipynb #23a17645
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -28,7 +29,7 @@ from ..errors import InputError, check_choices, nearest
 class DataOptions:
     "Which data"
 
-    data: str = ""  # of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; training takes embedded scenes by default
+    data: str = ""  # folder as of COCO, Roboflow, CVAT, Label Studio, FiftyOne or VOC; training takes scenes by default
     train: str = ""  # json, VOC list or folder of XML to train on, where the layout differs
     val: str = ""  # json, VOC list or folder of XML to evaluate on, where the layout differs
     images: str = ""  # folder of the images of both jsons, where the layout differs
@@ -527,6 +528,12 @@ def parser_of(
     return parser
 
 
+def _too_many(word: str, name: str, known: Sequence[str]) -> InputError:
+    "The error for a word that a command has no place for; a path is told where it belongs"
+    told = "name your data with --data" if "--data" in known and os.path.exists(word) else ""
+    return InputError(f'"{word}" is one word too many; {told or f"{name} --help shows what it takes"}')
+
+
 def typed_settings(
     name: str,  # of `COMMANDS`
     words: Sequence[str],  # that were typed
@@ -537,11 +544,7 @@ def typed_settings(
     given, unknown = parser.parse_known_args(words)
     for one in unknown:
         known = [option.typed for option in options_of(command) if not option.word]
-        raise (
-            nearest(one.partition("=")[0], known, "option")
-            if one.startswith("-")
-            else InputError(f'"{one}" is one word too many; {name} --help shows what it takes')
-        )
+        raise nearest(one.partition("=")[0], known, "option") if one.startswith("-") else _too_many(one, name, known)
     typed = vars(given)
     if "config" in typed:
         typed = read_config(Path(typed.pop("config")), command) | typed
