@@ -166,7 +166,7 @@ def dry_run(
         (
             f"{seen['images'] / len(trainable(train_set, keypoints)):,.1f} epochs, {seen['images']:,} images, "
             f"{seen['instances']:,} instances, {seen['pixels'] / 1e9:,.1f} Gpx",
-            f"time: {hours:,.2f} hours, evaluations not counted; a step on {cost.images} images took "
+            f"time: about {hours:,.2f} hours, evaluations not counted; a step on {cost.images} images took "
             f"{cost.seconds:.2f} s here, a process takes {share} images an iteration",
             f"memory: {_memory_told(cost, together)}",
             f"checkpoints: {files} of {2 * cost.parameters / 1e9:.2f} GB",
