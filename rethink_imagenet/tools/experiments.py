@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import Dataset
 from ..data.scenes import write_crops, write_scenes
-from ..data.splits import read_splits
+from ..data.splits import fingerprint, read_splits
 from ..detection.detectors import build
 from ..errors import InputError, fits, made_from, nearest
 from ..evaluation.average_precision import Figures
@@ -386,7 +386,23 @@ def study_for(
             name = _named(_owner(system, cell.arm), cell.training)
             cells.append(replace(cell, system=system.name, training=name, augmented=system.augmented))
     arms.sort(key=lambda arm: arm.experiment.plan.seed)
-    return Study(tuple(arms), tuple(cells))
+    study = Study(tuple(arms), tuple(cells))
+    _check_comparable(design, study)
+    return study
+
+
+def _check_comparable(design: Design, study: Study) -> None:
+    "Raises InputError where two arms that are to be compared are not evaluated on the same images"
+    for one in design.comparisons:
+        sides = tuple(one.first), tuple(one.second)
+        trainings = {cell.training for cell in study.cells if (cell.system, cell.arm) in sides}
+        if len({_evaluated_on(study, training) for training in trainings}) > 1:
+            raise InputError(f"comparisons: {one.name}: the two are evaluated on different images")
+
+
+def _evaluated_on(study: Study, training: str) -> str:
+    "What tells the images that a training is evaluated on from others"
+    return fingerprint(study.arm_named(training).experiment.val_set)
 
 
 def _own_arms(system: System) -> list[str]:
@@ -564,7 +580,11 @@ def judged(
     command: str = "",  # that was typed, for the record
 ) -> ExperimentResults:
     "What all runs of an experiment show, written to its results.json. Raises InputError"
-    runs = {name: cast(RunResults, content["run"]) for name, content in kept_runs(design, folder).items()}
+    kept = kept_runs(design, folder)
+    for name, content in kept.items():
+        if content["data"]["val"] != _evaluated_on(study, content["run"]["training"]):
+            raise InputError(f"{folder / 'runs' / name}.json: was evaluated on other images than those that are here")
+    runs = {name: cast(RunResults, content["run"]) for name, content in kept.items()}
     begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
     pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     results: Any = conclude(study, list(runs.values()), pretraining, command, (design.margin,))
