@@ -589,7 +589,10 @@ def _tuning_table(tuning: dict[str, Any]) -> Table:
     ]
     chosen = ", ".join(f"{key} {value}" for key, value in tuning["chosen"].items())
     edges = f" At the edge of what was tried: {', '.join(tuning['at_the_edge'])}." if tuning["at_the_edge"] else ""
-    return "Hyper-parameters, chosen on the pre-trained arm", rows, [f"Both arms were trained with {chosen}.{edges}"]
+    sound = [entry["box"] for entry in tuning["tried"] if "lost" not in entry]
+    equal = " All reached the same AP, so the first was taken." if len(sound) > 1 and len(set(sound)) == 1 else ""
+    note = f"Both arms were trained with {chosen}.{edges}{equal}"
+    return "Hyper-parameters, chosen on the pre-trained arm", rows, [note]
 
 # %% ../../nbs/67_report.ipynb #5c91d0a4
 Plot = tuple[str, str, Figure]  # title, what is to be seen, the plot
