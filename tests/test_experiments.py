@@ -135,7 +135,7 @@ def test_the_rate_on_scenes_is_the_one_that_the_searches_found() -> None:
 
 
 def test_seeds_move_a_difference_by_as_much_as_a_plan_assumes() -> None:
-    """The second of the deviations behind the interval that `--hours` foretells is the median of the experiments."""
+    """The second of the deviations behind the interval that `--hours` foretells is exceeded in a third of the pairs."""
     found = []
     for folder in EXPERIMENTS:
         places = runs_by_place(read_experiment(folder))
@@ -144,7 +144,8 @@ def test_seeds_move_a_difference_by_as_much_as_a_plan_assumes() -> None:
             if len(other) == len(runs) >= 3:
                 gaps = [one["box"]["ap"] - two["box"]["ap"] for one, two in zip(runs, other, strict=True)]
                 found.append(statistics.stdev(gaps))
-    assert len(found) > 20 and SEEDS[1] / 2 < statistics.median(found) < 2 * SEEDS[1]
+    assert len(found) > 20 and 1 / 4 < sum(one > SEEDS[1] for one in found) / len(found) < 2 / 5
+    assert 0.75 < statistics.median(found) < 1.5  # the chapter on timing says about 1
 
 
 TINY = """

@@ -741,8 +741,11 @@ def comparison_of(
     seeds: int = 1,  # runs of each arm on each schedule, from seeds that follow each other
     subsets: Sequence[int] = (),  # numbers of images that are trained on as well as all
 ) -> Study:
-    "The study with one system: both arms on all schedules; runs of one seed share images, their order and all draws"
-    arms = []
+    "Both arms of one system on all schedules; runs of a seed share images, their order, all draws. Raises InputError"
+    images, arms = len(trainable(experiment.train_set)), []
+    if seeds < 1 or len({images, *subsets}) <= len(subsets):  # one run would count as two
+        told = f"each number of images once, and not all {images:,}, which are trained on anyway"
+        raise InputError(f"a comparison takes one seed or more, and {told}; not {seeds} seeds and subsets {subsets}")
     for seed in range(experiment.plan.seed, experiment.plan.seed + seeds):
         whole = replace(experiment, plan=replace(experiment.plan, seed=seed))
         name = "" if seed == experiment.plan.seed else f"-seed{seed}"

@@ -266,7 +266,7 @@ def seconds_of(
 
 # %% ../../nbs/69_timing.ipynb #f5a577b5
 _IMAGES = 0.2  # AP: deviation of a pair's difference over 5,000 images
-SEEDS = 0.4, 2.0  # AP: from seed to seed, after a long training on many images, and the median of our experiments
+SEEDS = 0.4, 2.0  # AP: from seed to seed, after a long training on many images, and more in a third of our comparisons
 
 
 @dataclass(frozen=True)

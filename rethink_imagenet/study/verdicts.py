@@ -539,7 +539,8 @@ def _beside_shorter(verdict: Judgement, ladder: list[Judgement]) -> Judgement:
     "The same with the difference at the shortest schedule of its ladder"
     what = itemgetter("system", "images_of", "kind")
     first = next((one for one in ladder if what(one) == what(verdict)), verdict)
-    if max(first["schedules"].values()) >= min(verdict["schedules"].values()):
+    same = max(first["schedules"].values()) >= min(verdict["schedules"].values())
+    if same or "not judged" in (first["word"], verdict["word"]):
         return verdict
     told = f"At {first['schedules']['scratch']:g}x the difference was {first['difference']:+.1f}."
     return {**verdict, "statement": f"{verdict['statement']} {told}"}

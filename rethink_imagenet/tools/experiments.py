@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import Dataset
 from ..data.scenes import write_crops, write_scenes
-from ..data.splits import read_splits
+from ..data.splits import fingerprint, read_splits
 from ..detection.detectors import build
 from ..errors import InputError, fits, made_from, nearest
 from ..evaluation.average_precision import Figures
@@ -171,6 +171,11 @@ def _system(content: dict[str, Any], source: str) -> System:
     return system
 
 
+def _named(system: str, arm: str) -> str:
+    "What the runs of an arm of a system are named after"
+    return f"{system.replace(' ', '-')}-{arm}" if system else arm
+
+
 QUICK = 12  # so much shorter is the quick form of an experiment
 
 
@@ -216,8 +221,11 @@ def read_design(
 
 
 def _check_names(design: Design, path: Path) -> None:
-    "Raises InputError where a design names an arm or a system that it does not have"
+    "Raises InputError where a design names an arm or a system that it does not have, or two alike"
     arms = {one.name: one.arms for one in design.systems}
+    begin = [f"{_named(one.name, arm)}-" for one in design.systems for arm in ARMS]  # as the names of their runs do
+    if any(a.startswith(b) for i, a in enumerate(begin) for j, b in enumerate(begin) if i != j):
+        raise InputError(f"{path}: systems: the runs of two would have the same names; name the systems otherwise")
     for one in design.systems:
         for arm in one.arms:
             if arm not in ARMS:
@@ -378,7 +386,23 @@ def study_for(
             name = _named(_owner(system, cell.arm), cell.training)
             cells.append(replace(cell, system=system.name, training=name, augmented=system.augmented))
     arms.sort(key=lambda arm: arm.experiment.plan.seed)
-    return Study(tuple(arms), tuple(cells))
+    study = Study(tuple(arms), tuple(cells))
+    _check_comparable(design, study)
+    return study
+
+
+def _check_comparable(design: Design, study: Study) -> None:
+    "Raises InputError where two arms that are to be compared are not evaluated on the same images"
+    for one in design.comparisons:
+        sides = tuple(one.first), tuple(one.second)
+        trainings = {cell.training for cell in study.cells if (cell.system, cell.arm) in sides}
+        if len({_evaluated_on(study, training) for training in trainings}) > 1:
+            raise InputError(f"comparisons: {one.name}: the two are evaluated on different images")
+
+
+def _evaluated_on(study: Study, training: str) -> str:
+    "What tells the images that a training is evaluated on from others"
+    return fingerprint(study.arm_named(training).experiment.val_set)
 
 
 def _own_arms(system: System) -> list[str]:
@@ -394,11 +418,6 @@ def _owner(system: System, arm: str) -> str:
 def _kind(name: str) -> str:
     "The arm that a training of a comparison belongs to, by its name"
     return next(kind for kind in ARMS if name.startswith(kind))
-
-
-def _named(system: str, arm: str) -> str:
-    "What the runs of an arm of a system are named after"
-    return f"{system.replace(' ', '-')}-{arm}" if system else arm
 
 # %% ../../nbs/74_experiments.ipynb #7e161ea8
 def _rounded(value: Any) -> Any:
@@ -561,7 +580,11 @@ def judged(
     command: str = "",  # that was typed, for the record
 ) -> ExperimentResults:
     "What all runs of an experiment show, written to its results.json. Raises InputError"
-    runs = {name: cast(RunResults, content["run"]) for name, content in kept_runs(design, folder).items()}
+    kept = kept_runs(design, folder)
+    for name, content in kept.items():
+        if content["data"]["val"] != _evaluated_on(study, content["run"]["training"]):
+            raise InputError(f"{folder / 'runs' / name}.json: was evaluated on other images than those that are here")
+    runs = {name: cast(RunResults, content["run"]) for name, content in kept.items()}
     begun = {arm.experiment.weights: arm.experiment.plan.detector for arm in study.arms if arm.experiment.weights}
     pretraining = {weights: pretraining_cost(build(detector), weights) for weights, detector in begun.items()}
     results: Any = conclude(study, list(runs.values()), pretraining, command, (design.margin,))
@@ -806,36 +829,39 @@ def findings_text(
     return "\n".join([aligned(table_of_seeds(found)), *(fill(one, 100) for one in told)])
 
 # %% ../../nbs/74_experiments.ipynb #03b610a7
+def _fields(found: Found) -> dict[tuple[str, int], list[RunResults]]:
+    "The runs to be drawn together, by system and number of images; a system with another's runs has no field"
+    own = [system.name for system in found.design.systems if not system.runs_of]
+    fields: dict[tuple[str, int], list[RunResults]] = {}
+    for (system, _, images, _), runs in runs_by_place(found).items():
+        if system in own:
+            fields.setdefault((system, images), []).extend(runs)
+    return fields
+
+
 def seeds_plot(
     found: Found,  # an experiment so far
 ) -> Figure:
     "AP over iterations of every run that is kept: a field for each system and amount of data, an arm in one colour"
-    fields: dict[tuple[str, int], list[RunResults]] = {}
-    own = [system.name for system in found.design.systems if not system.runs_of]
-    for (system, _, images, _), runs in runs_by_place(found).items():
-        if system in own:
-            fields.setdefault((system, images), []).extend(runs)
+    fields = _fields(found)
     columns, several = min(3, len(fields) or 1), len({images for _, images in fields}) > 1
     rows = -(-len(fields) // columns) or 1
-    figure = Figure(
-        figsize=(max(7, 2.2 + 2.6 * columns), 0.6 + (3 if rows * columns == 1 else 2.4) * rows),
-        dpi=72,
-        layout="constrained",
-    )
+    size = max(7, 2.2 + 2.6 * columns), 0.6 + (3 if rows * columns == 1 else 2.4) * rows
+    figure = Figure(figsize=size, dpi=72, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for ax, ((system, images), runs) in zip(axes, fields.items(), strict=False):
+    for place, (ax, ((system, images), runs)) in enumerate(zip(axes, fields.items(), strict=False)):
         draw_curves(ax, runs, cast(Kind, found.design.metric))
         ax.set_title(", ".join(filter(None, (system, f"{images:,} images" if several else ""))), fontsize=10)
-        ax.set(
-            xlabel="iteration" if ax in axes[-columns:] else "", ylabel=ax.get_ylabel() if ax in axes[::columns] else ""
-        )
+        lowest = place + columns >= len(fields)  # of its column
+        ax.set(xlabel="iteration" if lowest else "", ylabel="" if place % columns else ax.get_ylabel())
         if len(fields) > 1:
             cast(Any, ax.get_legend()).remove()
     if len(fields) > 1:
-        figure.legend(*legend_entries(axes[0]), loc="outside lower center", ncols=2)
+        figure.legend(*legend_entries(*axes), loc="outside lower center", ncols=2)
     drawn = [float(y) for ax in axes for line in ax.lines for y in cast(Any, line.get_ydata())]
-    axes[0].set_ylim(-0.06 * max(drawn, default=1), 1.1 * max(drawn, default=1))  # of all fields
+    highest = max((y for y in drawn if y > 0), default=1)  # of all fields
+    axes[0].set_ylim(-0.06 * highest, 1.1 * highest)
     for ax in axes[len(fields) :]:
         ax.axis("off")
     if not fields:
