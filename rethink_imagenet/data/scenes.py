@@ -145,6 +145,12 @@ class Instance:
         "Whether nothing lies on top"
         return not self.crowd and int(self.visible.sum()) == self.drawn
 
+    @property
+    def box(self) -> np.ndarray:  # [4] float32: left, top, right, bottom, in pixels
+        "Around what is visible"
+        rows, columns = np.nonzero(self.visible)
+        return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+
 # %% ../../nbs/11_scenes.ipynb #f8704c52
 def draw_object(
     rng: np.random.Generator,  # source of the draws
