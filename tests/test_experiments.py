@@ -169,7 +169,7 @@ def test_the_command_carries_experiments_out_and_keeps_their_runs(tmp_path: Path
     (folder / "experiment.toml").write_text(TINY)
 
     def evidence(*words: str) -> tuple[int, str]:
-        done = launch(["rethink_evidence", *words, "--jobs", "1"], cwd=tmp_path)
+        done = launch(["rethink_evidence", *words, *(["--jobs", "1"] if words else [])], cwd=tmp_path)
         return done.returncode, done.stdout + done.stderr
 
     assert "0 of 4 runs" in evidence()[1] and "nothing has begun" in evidence("tiny", "--keep")[1]

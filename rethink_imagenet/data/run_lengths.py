@@ -16,20 +16,25 @@ import numpy as np
 _GROUPS = 6  # of five bits: a run is shorter than 2^29 pixels
 
 
-def _well_formed(texts: list[bytes]) -> np.ndarray:  # [N] bool
-    "Whether each string consists of whole numbers"
+def _characters(texts: list[str]) -> np.ndarray:  # [C] uint8
+    "The codes of all characters of strings of ASCII"
+    return np.frombuffer("".join(texts).encode(), np.uint8)
+
+
+def _well_formed(texts: list[str]) -> np.ndarray:  # [N] bool
+    "Whether each string of ASCII consists of whole numbers"
     length = np.array([len(text) for text in texts], np.int64)
     ends, formed = np.cumsum(length), length > 0
-    groups = np.frombuffer(b"".join(texts), np.uint8).astype(np.int16) - 48
+    groups = _characters(texts).astype(np.int16) - 48
     outside = np.flatnonzero((groups < 0) | (groups >= 64))
     formed[np.searchsorted(ends, outside, side="right")] = False
     formed[formed] = groups[ends[formed] - 1] < 32
     return formed
 
 
-def _numbers(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _numbers(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The numbers in well-formed strings [L], where each string begins in them [N], and whether their groups fit [L]"
-    groups = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    groups = _characters(texts) - np.uint8(48)
     ends = np.flatnonzero(groups < 32)
     before = np.diff(ends, prepend=-1) - 1  # groups before the last one of a number
     values = (groups[ends] ^ 16).astype(np.int64) - 16  # the last groups, from -16 to 15
@@ -53,7 +58,7 @@ def _undone(values: np.ndarray, starts: np.ndarray) -> np.ndarray:  # [L] int64
     return lengths
 
 
-def _run_lengths(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _run_lengths(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     "The lengths of the runs of well-formed strings [L], of which one is -1 where it is too long; where each begins [N]"
     values, starts, fits = _numbers(texts)
     lengths = _undone(values, starts)
@@ -64,7 +69,13 @@ def _run_lengths(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 _TOGETHER = 1 << 17  # characters that are decoded at once
 
 
-def _portions(texts: list[bytes]) -> Iterator[tuple[int, int]]:
+def _text(counts: Any) -> str:
+    "The string of an encoding; empty, which is not sound, where there is none of ASCII"
+    text = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    return text if isinstance(text, str) and text.isascii() else ""
+
+
+def _portions(texts: list[str]) -> Iterator[tuple[int, int]]:
     "Begin and end of the strings that are decoded at once"
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     cuts = np.flatnonzero(np.diff(ends // _TOGETHER)) + 1
@@ -79,7 +90,7 @@ def _inside(lengths: np.ndarray, starts: np.ndarray, total: np.ndarray) -> np.nd
     return (total - outside_more) // 2
 
 
-def _areas_of(texts: list[bytes], pixels: np.ndarray) -> np.ndarray:  # [N] int64
+def _areas_of(texts: list[str], pixels: np.ndarray) -> np.ndarray:  # [N] int64
     "The areas of strings that decode to so many pixels [N] each, -1 for the others"
     found, formed = np.full(len(texts), -1, np.int64), np.flatnonzero(_well_formed(texts))
     if len(formed):
@@ -96,14 +107,11 @@ def areas(
     pixels: Sequence[int],  # of the image of each
 ) -> np.ndarray:  # [N] int64
     "The pixels inside each run-length encoding; -1 for one that does not decode to exactly as many as its image has"
-    found, size = np.full(len(counts), -1, np.int64), np.asarray(pixels, np.int64)
-    texts = [one.encode(errors="surrogatepass") if isinstance(one, str) else one for one in counts]
-    places = np.array([i for i, text in enumerate(texts) if isinstance(text, bytes)], np.int64)
-    strings = [texts[i] for i in places]
-    for begin, end in _portions(strings):
-        own = places[begin:end]
-        found[own] = _areas_of(strings[begin:end], size[own])
-    for i, one in enumerate(counts):
+    found, size, texts = np.full(len(counts), -1, np.int64), np.asarray(pixels, np.int64), [_text(c) for c in counts]
+    for begin, end in _portions(texts):
+        found[begin:end] = _areas_of(texts[begin:end], size[begin:end])
+    for i in np.flatnonzero(found < 0).tolist():
+        one = counts[i]
         if isinstance(one, list) and set(map(type, one)) == {int} and min(one) >= 0 and sum(one) == size[i]:
             found[i] = sum(one[1::2])
     return found
