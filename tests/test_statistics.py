@@ -149,6 +149,15 @@ def test_lists_without_boxes_are_sized_by_what_they_hold(engine: str) -> None:
         assert_same(figures, by_hand(content, bare, kind))
 
 
+def test_some_images_are_as_an_evaluation_of_their_records_alone(engine: str) -> None:
+    content, some = made_up(5, images=12), [1, 4, 5, 10]
+    found, few = guesses(content, 5), {"images": "id", "annotations": "image_id"}
+    alone = content | {table: [one for one in content[table] if one[key] in some] for table, key in few.items()}
+    there = [one for one in found if one["image_id"] in some]
+    for kind, figures in evaluate_coco(content, found, list(KINDS), some).items():
+        assert_same(figures, by_hand(alone, there, kind))
+
+
 def test_more_detections_than_count(engine: str) -> None:
     """Of a class in an image only the best 100 count (20 with keypoints), or 10, or one."""
     content = made_up(3, images=3, classes=1)

@@ -171,6 +171,16 @@ def _detections(
     ]  # fmt: skip
 
 
+class _Index(FastCOCO):
+    "faster-coco-eval's index, which picks no records for an evaluation: it looks at its images and classes alone"
+
+    def getAnnIds(self, *_: Any, **__: Any) -> list[int]:
+        return list(self.anns)
+
+    def loadAnns(self, _: Any) -> list[dict[str, Any]]:
+        return list(self.anns.values())
+
+
 class _Fast(COCOeval_faster):
     "faster-coco-eval's evaluation, which takes masks as they are encoded already, and does not encode them again"
 
@@ -183,7 +193,7 @@ class _Fast(COCOeval_faster):
                 record["rle"] = record["segmentation"]
 
 
-_ENGINE = (FastCOCO, partial(_Fast, rle_iou_max_workers=1))  # what makes an index and an evaluation
+_ENGINE = (_Index, partial(_Fast, rle_iou_max_workers=1))  # what makes an index and an evaluation
 
 
 def _evaluation(
