@@ -145,7 +145,7 @@ def test_seeds_move_a_difference_by_as_much_as_a_plan_assumes() -> None:
                 gaps = [one["box"]["ap"] - two["box"]["ap"] for one, two in zip(runs, other, strict=True)]
                 found.append(statistics.stdev(gaps))
     assert len(found) > 20 and 1 / 4 < sum(one > SEEDS[1] for one in found) / len(found) < 2 / 5
-    assert 0.75 < statistics.median(found) < 1.5  # the chapter on timing says about 1
+    assert SEEDS[1] / 2 < statistics.median(found) < 1.5  # the chapter on timing says about 1
 
 
 TINY = """

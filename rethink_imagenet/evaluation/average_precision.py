@@ -140,13 +140,13 @@ class _Matching(COCOeval):
         return {"dtScores": [detection["score"] for detection in ranked], "gtIgnore": np.zeros(0),
                 "dtMatches": np.zeros((overlaps, len(ranked))), "dtIgnore": np.array([outside] * overlaps)}  # fmt: skip
 
-
+# %% ../../nbs/51_average_precision.ipynb #aefe648e
 def _areas(results: list[dict[str, Any]], kind: str) -> list[float]:
     "The sizes of detections: of their boxes, of their masks, or of the boxes around their keypoints"
     if kind == "mask":
         return [one["mask_area"] for one in results]
     if kind == "box":
-        return [box[2] * box[3] for box in (one["bbox"] for one in results)]
+        return [one["bbox"][2] * one["bbox"][3] for one in results]
     return [float(np.ptp(np.reshape(one["keypoints"], (-1, 3)), axis=0)[:2].prod()) for one in results]
 
 
@@ -170,9 +170,9 @@ def _detections(
         for i, (one, area) in enumerate(zip(own, _areas(own, kind), strict=True), 1)
     ]  # fmt: skip
 
-
+# %% ../../nbs/51_average_precision.ipynb #3a458ce2
 class _Index(FastCOCO):
-    "faster-coco-eval's index, which picks no records for an evaluation: it looks at its images and classes alone"
+    "faster-coco-eval's index, which hands over all of its records"
 
     def getAnnIds(self, *_: Any, **__: Any) -> list[int]:
         return list(self.anns)
@@ -195,7 +195,7 @@ class _Fast(COCOeval_faster):
 
 _ENGINE = (_Index, partial(_Fast, rle_iou_max_workers=1))  # what makes an index and an evaluation
 
-
+# %% ../../nbs/51_average_precision.ipynb #ec21ece6
 def _evaluation(
     truth: dict[str, Any],
     results: list[dict[str, Any]],
@@ -246,7 +246,8 @@ def evaluate_coco(
             evaluation.summarize()
             percent = [100 * float(value) if value > -1 else None for value in evaluation.stats]
             figures[kind] = dict(zip(STATISTICS[kind], percent, strict=False))
-        del evaluation, truth, results  # before garbage is looked for again
+            del evaluation  # and below its records, before garbage is looked for again
+        del truth, results
     return figures
 
 

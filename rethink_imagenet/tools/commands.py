@@ -334,11 +334,16 @@ def _remove(folder: Path, inputs: Sequence[str]) -> None:
     shutil.rmtree(aside)
 
 
+def _unwritable(asked: Path, what: str) -> InputError:
+    "The error for a place that takes no files"
+    return InputError(f"{asked}: cannot be written to; name another {what} with --out")
+
+
 def _check_writable(place: Path, asked: Path, what: str) -> None:
     "Raises InputError if a folder that exists, or the nearest one above one that does not, takes no files"
     there = next(path for path in (place.resolve(), *place.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK) or not there.is_dir():
-        raise InputError(f"{asked}: cannot be written to; name another {what} with --out")
+        raise _unwritable(asked, what)
 
 
 def _make(place: Path, asked: Path, what: str) -> None:
@@ -346,7 +351,7 @@ def _make(place: Path, asked: Path, what: str) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:
-        raise InputError(f"{asked}: cannot be written to; name another {what} with --out") from None
+        raise _unwritable(asked, what) from None
 
 
 def check_folder(
