@@ -566,6 +566,13 @@ def _shared_in(study: Study) -> list[Shared]:
     return list(pairs.values())
 
 
+def _cautions(shared: list[Shared], earlier: Sequence[float]) -> list[str]:
+    "What a reader of the study must know: images that two splits share, and margins that it was judged with before"
+    told = list(dict.fromkeys(f"Caution: {one}." for one in shared if one.number))
+    before = " and ".join(f"{one:g}" for one in dict.fromkeys(earlier))
+    return told + ([f"Caution: this study was judged before with a margin of {before} AP."] if before else [])
+
+
 def _told(run: RunResults) -> RunResults:
     "A run as the study tells of it; its resamples stay in its own folder"
     return cast(RunResults, {key: value for key, value in run.items() if not key.startswith("resampled")})
@@ -590,9 +597,7 @@ def conclude(
     ladder = [one for each in found for one in each.verdicts]
     differences = [_beside_shorter(one, ladder) for each in found for one in each.differences]
     shared = _shared_in(study)
-    cautions = list(dict.fromkeys(f"Caution: {one}." for one in shared if one.number))
-    before = " and ".join(f"{one:g}" for one in dict.fromkeys(margins[:-1]))
-    cautions += [f"Caution: this study was judged before with a margin of {before} AP."] if before else []
+    cautions = _cautions(shared, margins[:-1])
     differences = [{**one, "statement": " ".join([one["statement"], *cautions])} for one in differences]
     most = {system: longest_of(own)[0] for system, own in systems.items()}
     return {
