@@ -16,7 +16,7 @@ import torch
 
 # %% ../nbs/02_randomness.ipynb #09dca2c6
 def stream(
-    *place: int,  # the seed of a run, and what tells this draw from others, each 0 or more
+    *place: int,  # the seed of a run, and what tells this draw from others, each from 0; zeros at the end do not count
 ) -> np.random.Generator:
     "The random numbers of one place"
     return np.random.default_rng(list(place))

@@ -199,7 +199,7 @@ BAD_DETECTIONS = {
     "category 999 is not in the annotations": {"category_id": 999},
     "its score nan is not a finite number": {"score": float("nan")},
     "its score inf is": {"score": float("inf")},
-    "its score high is": {"score": "high"},
+    "its score 'high' is": {"score": "high"},
     "its bbox is not four finite numbers": {"bbox": [1, 2, 3]},
     "its keypoints are not 17 times three": {"keypoints": [1.0, 2.0, 1]},
     "its segmentation is neither": {"segmentation": {"size": [3, 3], "counts": "9"}},

@@ -30,7 +30,7 @@ from pycocotools import mask as coco_mask
 
 from .datasets import Dataset, Polygons, trace
 from .run_lengths import areas
-from ..errors import InputError, printable
+from ..errors import InputError, nearest, printable
 
 # %% ../../nbs/13_coco.ipynb #63c31b11
 @contextlib.contextmanager
@@ -674,10 +674,12 @@ def assemble(
     truth: Path | dict[str, Any],  # what an evaluation reads
     folder: Path,  # of the image files
     name: Callable[[int], str],  # says how to call annotation number i in an error
-    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes, of `KINDS`
     names: Sequence[str] = (),  # the categories of another data set; Roboflow's group is one only if it is there
 ) -> Dataset:
     "A `Dataset` from COCO's tables. Raises InputError at the first record that is not right"
+    if unknown := set(kinds) - KINDS.keys():
+        raise nearest(min(unknown), list(KINDS), "kind of annotation beside boxes")
     image_ids, files, sizes = _read_images(content["images"], folder, source)
     category_ids, category_names = _read_categories(content["categories"], source)
     keypoint_names, skeleton = _read_skeleton(content["categories"] if "keypoints" in kinds else [], source)
@@ -835,7 +837,7 @@ def read_coco(
     annotations: str | Path,  # a json in COCO's format
     images: str | Path | None = None,  # folder of the images; by default the one beside the json that has them
     strict: bool = False,  # refuse what would otherwise be left out and counted
-    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes, of `KINDS`
     names: Sequence[str] = (),  # the categories of another data set; Roboflow's group is one only if it is there
 ) -> Dataset:
     "Read and check a data set in COCO's format. Raises InputError"

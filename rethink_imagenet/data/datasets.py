@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/12_datasets.ipynb #cd6d19f3
-def _stretches(starts: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _stretches(starts: np.ndarray, which: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The positions starts[w], starts[w] + 1, ..., starts[w + 1] - 1 for each w in turn, and how many each w has"
-    lengths = starts[which + 1] - starts[which]
+    first = starts[:-1][which]
+    lengths = starts[1:][which] - first
     ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) + np.repeat(starts[which] - (ends - lengths), lengths), lengths
+    return np.arange(lengths.sum()) + np.repeat(first - (ends - lengths), lengths), lengths
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,17 @@ class Polygons:
 
     def select(
         self,
-        which: Sequence[int] | np.ndarray,  # positions of instances
+        which: Sequence[int] | np.ndarray,  # positions of instances, or [N] bool
     ) -> "Polygons":
         "Some of the instances, in the order asked for"
-        rings, rings_of = _stretches(self.instances, np.asarray(which, np.int64))
+        rings, rings_of = _stretches(self.instances, which)
         points, points_of = _stretches(self.rings, rings)
         return Polygons.counted(self.points[points], points_of, rings_of)
 
 # %% ../../nbs/12_datasets.ipynb #3489fab4
 def _border_edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
     "For each corner on the border of a mask, the corners (x, y) that directed border edges lead to"
-    padded = np.pad(mask.astype(np.int8), 1)
+    padded = np.pad(mask.astype(bool).astype(np.int8), 1)
     horizontal, vertical = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]
     edges: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for step, start, stop in ((1, 0, 1), (-1, 1, 0)):
@@ -110,7 +111,7 @@ def _signed_area(ring: np.ndarray) -> float:
 
 # %% ../../nbs/12_datasets.ipynb #f12a5342
 def trace(
-    mask: np.ndarray,  # [H, W] bool
+    mask: np.ndarray,  # [H, W] bool, or numbers of which all but 0 are inside
 ) -> list[np.ndarray]:  # rings [V, 2] float32, x and y in pixels
     "Outlines along pixel borders that rasterize to exactly this mask; if there is a hole, all loops become one ring"
     edges, loops = _border_edges(mask), []

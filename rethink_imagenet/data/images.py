@@ -200,10 +200,10 @@ def fault_of_size(
     source: Path,  # of the annotations
 ) -> str:
     "What is wrong if the annotations do not have the size of the image as it is seen; empty if they have it"
-    if header.size == size:
-        return ""
     (height, width), (rows, columns) = header.size, size
-    if header.stored == size:
+    if (height, width) == (rows, columns):
+        return ""
+    if header.stored == (rows, columns):
         return (
             f"its EXIF orientation {header.orientation} turns it to {width} x {height} pixels, and {source} says "
             f"{columns} x {rows}, as it is stored; if the boxes fit the stored image, remove the orientation from the "

@@ -56,7 +56,7 @@ def pass_order(
     number: int,  # of the pass
 ) -> np.ndarray:  # [2M, 2] int64, position of the image and 1 where it is mirrored
     "Every image twice, mirrored and not, shuffled; entries 2i and 2i + 1 are of the same orientation"
-    return _order(portrait.tobytes(), seed, number)
+    return _order(np.asarray(portrait, bool).tobytes(), seed, number)
 
 # %% ../../nbs/18_loading.ipynb #0e8d98da
 KEPT_BYTES = 2**27  # pixels of a data set that is kept in memory
@@ -273,7 +273,7 @@ class Batch(NamedTuple):
 def training_batches(
     samples: TorchDataset,  # image and target of sample 0, 1, ..., such as `TrainingSamples`
     batch: int,  # images an iteration
-    start: int,  # first iteration
+    start: int,  # first iteration, from 0
     stop: int,  # iteration to stop before
     workers: int = 2,  # processes that decode and augment; 0 for none
     device: torch.device | str = "cpu",  # that the images will be sent to

@@ -347,7 +347,10 @@ def write_crops(
     seed: int = 0,  # of the data set
     side: int = 48,  # of the square images in pixels
 ) -> Path:  # `folder`
-    "Draw crops into `folder`, one sub-folder for each class. Raises FileExistsError"
+    "Draw crops into `folder`, one sub-folder for each class. Raises FileExistsError or InputError"
+    if side < 17 or min(number, seed) < 0:
+        told = "a side has 17 pixels or more, the other numbers are 0 or more"
+        raise InputError(f"{number} crops of {side} pixels, seed {seed}: {told}")
     folder = Path(folder)
     with _set_aside(folder) as partial:
         for label in CROP_SHAPES:

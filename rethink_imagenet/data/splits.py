@@ -157,7 +157,7 @@ def read_split(
     source: str | Path,  # a json, a list of VOC's images, a folder of XML files, or a folder with one json
     images: str | Path | None = None,  # folder of the images of a json
     strict: bool = False,  # refuse what would otherwise be left out and counted
-    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes: masks, keypoints
     names: Sequence[str] = (),  # the categories of another data set, which this one is to have too, if it can
 ) -> Dataset:
     "Read one split, whatever its format. Raises InputError"
@@ -181,13 +181,12 @@ WHOLE = " in the whole file"
 
 def select(
     dataset: Dataset,  # to take images from
-    images: np.ndarray,  # positions of the images to keep
+    images: Sequence[int] | np.ndarray,  # positions of the images to keep, or [M] bool
 ) -> Dataset:
     "Some of the images with their objects"
-    images = np.asarray(images, np.int64)
     counts = np.diff(dataset.starts)[images]
     starts = np.concatenate([[0], np.cumsum(counts)])
-    kept = np.repeat(dataset.starts[images] - starts[:-1], counts) + np.arange(starts[-1])
+    kept = np.repeat(dataset.starts[:-1][images] - starts[:-1], counts) + np.arange(starts[-1])
     columns = {key: getattr(dataset, key)[images] for key in ("file_names", "image_ids", "sizes")}
     columns |= {key: getattr(dataset, key)[kept] for key in ("boxes", "labels", "crowd", "difficult")}
     if dataset.polygons is not None:
@@ -336,7 +335,7 @@ def read_splits(
     images: Any = None,  # folder of the images of a json; or two, of those to train on and those to evaluate on
     strict: bool = False,  # refuse what would otherwise be left out and counted
     split: float = 0.0,  # hold this share of the images back to evaluate on
-    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes
+    kinds: Sequence[str] = tuple(KINDS),  # what to read beside boxes: masks, keypoints
 ) -> tuple[Dataset, Dataset]:  # to train on, to evaluate on
     "Read the two splits of a data set and check that they have the same categories. Raises InputError"
     if data is None and (train is None or (val is None and not split)):

@@ -195,9 +195,9 @@ def mirrored_order(
 def flip(
     image: Image,  # [3, H, W]
     target: Target,  # of the image, with polygons; `masks` are left as they are
-    keypoint_names: tuple[str, ...] = (),  # of the data set
+    keypoint_names: tuple[str, ...] = (),  # of the data set, where the target has keypoints
 ) -> tuple[Image, Target]:
-    "The mirror image, left for right, with its target"
+    "The mirror image, left for right, with its target. Raises InputError unless each keypoint has a name"
     width = image.shape[-1]
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     flipped: Target = {**target, "boxes": _apart(torch.stack([width - x2, y1, width - x1, y2], dim=1))}
@@ -206,6 +206,8 @@ def flip(
         points = np.array([width, 0], np.float32) + outlines.points * np.array([-1, 1], np.float32)
         flipped["polygons"] = Polygons(points, outlines.rings, outlines.instances)
     if "keypoints" in target:
+        if (number := target["keypoints"].shape[1]) != len(keypoint_names):
+            raise InputError(f"a flip of {number} keypoints takes as many names, not {len(keypoint_names)}")
         keypoints = target["keypoints"][:, mirrored_order(keypoint_names)].clone()
         pixel = width / target["size"][1] if "size" in target else 1  # of the file, in pixels of this image
         keypoints[..., 0] = torch.where(keypoints[..., 2] > 0, width - pixel - keypoints[..., 0], 0)
@@ -249,7 +251,10 @@ def batch_images(
     multiple: int = 32,  # both sides of the batch are multiples of this
     canvas: tuple[int, int] = (0, 0),  # height and width in pixels that the batch has at least
 ) -> Tensor:  # [B, 3, H, W], in channels_last order
-    "Normalized images in one tensor, each in the upper left corner, zeros elsewhere"
+    "Normalized images in one tensor, each in the upper left corner, zeros elsewhere. Raises InputError at other shapes"
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise InputError(f"an image is {image.dtype} {list(image.shape)}; a batch takes float [3, H, W] in 0..1")
     largest = (max(canvas[side], *(image.shape[1 + side] for image in images)) for side in (0, 1))
     height, width = (-(-length // multiple) * multiple for length in largest)
     batch = images[0].new_zeros((len(images), height, 3 * width))

@@ -207,8 +207,8 @@ def clipped(
 class Selection:
     "Which detections are kept"
 
-    score: float = 0.05  # smallest (Detectron's TEST.SCORE_THRESH)
-    overlap: float = 0.5  # at which a better box suppresses (TEST.NMS)
+    score: float = 0.05  # that a detection lies above (Detectron's TEST.SCORE_THRESH)
+    overlap: float = 0.5  # above which a better box suppresses (TEST.NMS)
     number: int = 100  # of an image (TEST.DETECTIONS_PER_IM)
     smallest: float = 0.0  # shortest side in pixels
 

@@ -32,8 +32,8 @@ LARGEST_LOG = math.log(1000 / 16)  # decoding lets a box grow by no more than th
 
 
 def encode(
-    boxes: Tensor,  # [..., 4], in pixels
-    references: Tensor,  # [..., 4] that the deltas lead from, in pixels
+    boxes: Tensor,  # [..., 4], in pixels, with sides above 0
+    references: Tensor,  # [..., 4] that the deltas lead from, in pixels, with sides above 0
     weights: tuple[
         float, float, float, float
     ] = BOX_WEIGHTS,  # RPN_WEIGHTS in the first stage, BOX_WEIGHTS in the second
@@ -182,6 +182,8 @@ def mean_weights(
     over: str = "batch",  # or "image"
 ) -> Tensor:  # [N] weight of each sample
     "Weights that make a sum a mean: over all samples, or over each image's and then over images, empty ones too"
+    if over not in ("batch", "image"):
+        raise ValueError(f'a mean is over "batch" or "image", not "{over}"')
     if over == "batch":
         return torch.full(image.shape, 1 / max(1, len(image)), device=image.device)
     numbers = (image == torch.arange(images, device=image.device)[:, None]).sum(dim=1)

@@ -112,8 +112,19 @@ def _prepared(target: Target, image: Tensor, masks: Literal["polygons", "bitmaps
     return cast(PreparedTarget, {**made, **moved})
 
 # %% ../../nbs/39_detectors.ipynb #df4b0ff2
+_BRIGHTEST = 2.0  # more than enlarging makes of 1, and less than the bytes of any picture
+
+
+def _check_values(images: list[Tensor]) -> None:
+    "Raises InputError if images look like 0..255; for images in training on a GPU the host would wait, so not there"
+    if images[0].device.type == "cpu" or not torch.is_grad_enabled():
+        largest = torch.stack([image.amax() for image in images]).amax()
+        if largest > _BRIGHTEST:
+            raise InputError(f"the images go up to {largest:g}; a detector takes float in 0..1; divide by 255")
+
+
 def _check_images(images: list[Tensor]) -> None:
-    "Raises InputError if there is no image, or at the first that is not float [3, H, W]"
+    "Raises InputError if there is no image, or at the first that is not float [3, H, W] in 0..1"
     if not len(images):
         raise InputError("the list of images is empty; a detector takes one image or more")
     for i, image in enumerate(images):
@@ -124,10 +135,11 @@ def _check_images(images: list[Tensor]) -> None:
             raise InputError(f"image {i}: its type is {image.dtype}; {told}")
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise InputError(f"image {i}: its shape is {list(image.shape)}, not [3, H, W]")
+    _check_values(images)
 
 
-def _wrong_boxes(boxes: Tensor, crowd: Tensor | None) -> str:
-    "What is wrong with the boxes of an image; empty if nothing is"
+def _wrong_boxes(boxes: Tensor, crowd: Tensor | None, size: tuple[int, ...]) -> str:
+    "What is wrong with the boxes of an image of this height and width; empty if nothing is"
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         return f"its boxes are {boxes.dtype} {list(boxes.shape)}, not float [N, 4]"
     if crowd is not None and (crowd.dtype != torch.bool or crowd.shape != (len(boxes),)):
@@ -136,6 +148,10 @@ def _wrong_boxes(boxes: Tensor, crowd: Tensor | None) -> str:
     if bad.any():
         shown = [round(value, 2) for value in boxes[bad][0].tolist()]
         return f"its box {shown} has no width and height above zero; boxes are x1, y1, x2, y2 in pixels"
+    away = (boxes[:, :2] > boxes.new_tensor(size[::-1]) + 1).any(dim=1) | (boxes[:, 2:] < -1).any(dim=1)
+    if away.any():
+        shown = [round(value, 2) for value in boxes[away][0].tolist()]
+        return f"its box {shown} lies outside of its image of {size[1]} x {size[0]} pixels"
     return ""
 
 
@@ -172,10 +188,15 @@ def _check_targets(images: list[Tensor], targets: list[Target], config: Detector
             raise InputError(f"target {i}: is of type {type(target).__name__}; a detector takes a dictionary an image")
         if missing := [key for key in ("boxes", "labels") if not isinstance(target.get(key), Tensor)]:
             raise InputError(f"target {i}: has no tensor of {' and none of '.join(missing)}")
-        boxes, labels = target["boxes"], target["labels"]
-        fault = _wrong_boxes(boxes, target.get("crowd")) or _wrong_labels(labels, len(boxes), config.num_classes)
-        if fault := fault or _wrong_parts(target, tuple(image.shape[1:]), config):
+        boxes, labels, size = target["boxes"], target["labels"], tuple(image.shape[1:])
+        fault = _wrong_boxes(boxes, target.get("crowd"), size) or _wrong_labels(labels, len(boxes), config.num_classes)
+        if fault := fault or _wrong_parts(target, size, config):
             raise InputError(f"target {i}: {fault}")
+    every = torch.cat([target["boxes"] for target in targets])
+    if len(every) > 2 and every.max() <= 1:
+        raise InputError(
+            f"all {len(every)} boxes lie within the first pixel, as fractions of the sides do; give pixels"
+        )
 
 # %% ../../nbs/39_detectors.ipynb #603141fb
 def _with_pasted_masks(detections: Detections, height: int, width: int, way: str) -> Detections:
@@ -188,10 +209,10 @@ def _with_pasted_masks(detections: Detections, height: int, width: int, way: str
 
 # %% ../../nbs/39_detectors.ipynb #199405ae
 def has_bfloat16(
-    device: str,  # "cpu" or "cuda"
+    device: str,  # "cpu", "cuda" or one GPU, such as "cuda:1"
 ) -> bool:
     "Whether the hardware computes in bfloat16 and does not merely imitate it"
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.backends.cpu.get_cpu_capability()
     return found.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
@@ -229,14 +250,17 @@ class Detector(nn.Module):
         targets: list[Target] | None = None,  # in training: boxes [N, 4], labels [N], polygons or masks, keypoints
         draws: Draws | None = None,  # in training: what is sampled by; PyTorch's global generator without
     ) -> dict[str, Tensor] | list[Detections]:
-        "In training a dict of scalar losses; in testing dicts of boxes, labels, scores, masks [D, 1, H, W], keypoints"
-        _check_images(images)
+        """In training scalar losses by name; in testing dicts of boxes, labels, scores, masks [D, 1, H, W], keypoints.
+
+        Raises InputError at images and targets that are not as they should be, ValueError in training without targets.
+        """
         if not self.training:
             way, found = self.config.conventions.mask_pasting, self.detect(images)
             parts = zip(found, images, strict=True)
             return [_with_pasted_masks(d, image.shape[1], image.shape[2], way) for d, image in parts]
         if targets is None:
             raise ValueError("a detector in training mode needs targets; call model.eval() to detect")
+        _check_images(images)
         _check_targets(images, targets, self.config)
         return self.losses(images, targets, draws or Draws(()))
 
@@ -300,12 +324,22 @@ class Detector(nn.Module):
         found = head.predict(pool, as_rois(proposals), sizes)
         return read_boxes(*found, sizes, Selection(smallest=smallest), head.delta_weights, max(map(len, proposals)))
 
+    def check(
+        self,
+        images: list[Tensor],  # to detect in
+    ) -> None:
+        "Raises InputError in training mode, without an image, and at an image that is not float [3, H, W] in 0..1"
+        if self.training:
+            raise InputError("the detector is in training mode; call model.eval() to detect")
+        _check_images(images)
+
     @torch.no_grad()
     def detect(
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB
     ) -> list[Detections]:  # boxes [D, 4], labels, scores, masks [D, 28, 28] within the boxes, keypoints, ...
-        "Detections with masks as the head gives them, to be pasted into an image of any size"
+        "Detections with masks as the head gives them, to be pasted into an image of any size. Raises InputError"
+        self.check(images)
         with self.autocast():
             pyramid, sizes = self.features(images)
             proposals, _ = self.rpn(pyramid, sizes)

@@ -215,7 +215,7 @@ def paste_mask(
     height: int,  # of the image in pixels
     width: int,  # of the image in pixels
     way: str = "detectron",  # of `PASTING`
-) -> Tensor:  # [height, width] probabilities, zero outside the box
+) -> Tensor:  # [height, width] probabilities, zero farther outside the box than half a cell of the mask and a pixel
     "A detection's mask at its place in the image"
     part, top, left = PASTING[way](mask, box, height, width)
     out = mask.new_zeros((height, width))

@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 
 from ..data.transforms import sent
 from .boxes import positions
+from ..errors import InputError
 
 # %% ../../nbs/33_pooling.ipynb #8b86a814
 def level_of(
@@ -156,7 +157,9 @@ def roi_align_pyramid(
     canonical: int = 224,  # size of a region that belongs to P4, in pixels
     stride: int = 4,  # of the first map in pixels
 ) -> Tensor:  # [N, C, output_size, output_size]
-    "RoIAlign of each region on the level that suits its size (Mask R-CNN, Sec. 3; FPN, Sec. 4.2)"
+    "RoIAlign of each region on the level that suits its size (Mask R-CNN, Sec. 3; FPN, Sec. 4.2). Raises InputError"
+    if rois.ndim != 2 or rois.shape[1] != 5:
+        raise InputError(f"regions are {list(rois.shape)}, not [N, 5] with the position of their image in front")
     level = level_of(rois[:, 1:], len(features), canonical)
     if sampling_ratio > 0:
         return _roi_align_bag(features, rois, level, output_size, sampling_ratio, stride, aligned)

@@ -327,7 +327,7 @@ class RPN(nn.Module):
         pyramid: list[Tensor],  # [B, C, H, W] for each level
         sizes: list[tuple[int, int]],  # height and width of each image in pixels
         targets: list[PreparedTarget] | None = None,  # in training
-        generators: list[torch.Generator | None] | None = None,  # of the images, in training
+        generators: list[torch.Generator | None] | None = None,  # of the images, in training; None for the global one
     ) -> tuple[list[Tensor], dict[str, Tensor]]:  # proposals [P, 4] of each image in pixels; losses
         "Proposals, and the losses where targets are given"
         anchors, (logits, deltas) = self.anchors(pyramid), self.head(pyramid)
@@ -336,8 +336,9 @@ class RPN(nn.Module):
             chosen = replace(chosen, over="image")
         numbers = self.pre_nms[not self.training], chosen.number[not self.training]
         proposals = select_proposals(anchors, logits, deltas, sizes, *numbers, chosen)
-        if targets is None or generators is None:
+        if targets is None:
             return proposals, {}
+        generators = generators or [None] * len(targets)
         everywhere = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         how = self.settings.losses
         return proposals, proposal_losses(*everywhere, targets, sizes, generators, self.number, how)

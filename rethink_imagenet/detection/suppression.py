@@ -129,7 +129,7 @@ def suppress(
     groups: Tensor,  # [B, N] or [N] int64, 0..G - 1; only boxes of one image and one group suppress each other
     overlap: float,  # intersection over union above which the better box suppresses the worse
     number_of_groups: int,  # G
-    longest: int,  # no group of an image has more boxes
+    longest: int,  # no group of an image has more boxes; on a CPU one that has raises ValueError
 ) -> Tensor:  # [B, N] bool
     "Which boxes are left by non-maximum suppression; without waiting where there is CUDA and Triton"
     groups = groups.expand(scores.shape)

@@ -212,7 +212,8 @@ class AugmentedDetector(nn.Module):
         self,
         images: list[Tensor],  # each [3, H, W], float in 0..1, RGB, as large as its file
     ) -> list[Detections]:  # as from `Detector.detect`, in pixels of these images
-        "Detections of all passes together"
+        "Detections of all passes together. Raises InputError"
+        self.detector.check(images)
         with self.detector.autocast():
             return [self._detect(image) for image in images]
 

@@ -46,10 +46,12 @@ def coco_results(
     category_ids: Sequence[int],  # of label 1, 2, ...
     pasting: str = "detectron",  # of `PASTING`
 ) -> list[dict[str, Any]]:  # in COCO's results format, best first
-    "Detections in one image, in pixels of the file; masks are [D, 28, 28], keypoints [D, K, 3] in pixels, v last"
+    "Detections of an image, in pixels of its file; masks are [D, 28, 28], keypoints [D, K, 3]. Raises ValueError"
     height, width = target["size"]
     scale = torch.tensor([width / shape[1], height / shape[0]] * 2)
     found = {key: cast(Tensor, value).cpu() for key, value in detections.items()}  # the host waits once for each
+    if (found["labels"] < 1).any():
+        raise ValueError("a label is below 1; 0 is the background")
     boxes = found["boxes"].float() * scale
     corner_size = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     results = []
@@ -196,6 +198,12 @@ class _Fast(COCOeval_faster):
 _ENGINE = (_Index, partial(_Fast, rle_iou_max_workers=1))  # what makes an index and an evaluation
 
 # %% ../../nbs/51_average_precision.ipynb #ec21ece6
+def _check_listed(image_ids: Sequence[int] | None, images: set[int]) -> None:
+    "Raises InputError if images are to be evaluated on that the annotations do not list"
+    if missing := set(() if image_ids is None else image_ids) - images:
+        raise InputError(f"image {min(missing)} is not in the annotations, and was to be evaluated on")
+
+
 def _evaluation(
     truth: dict[str, Any],
     results: list[dict[str, Any]],
@@ -208,6 +216,7 @@ def _evaluation(
     index, evaluate = engine
     annotated, found = index(), index()
     images, categories = ({record["id"] for record in truth[table]} for table in ("images", "categories"))
+    _check_listed(image_ids, images)
     if kind == "keypoint":
         categories = {record["id"] for record in truth["categories"] if record.get("keypoints")} or categories
     image, category = ({old: new for new, old in enumerate(sorted(ids), 1)} for ids in (images, categories))
@@ -333,6 +342,7 @@ def match_voc(
     truth, matches = read_truth(annotations, ["box"]), {}
     results = read_results(detections, truth, ["box"])
     if image_ids is not None:
+        _check_listed(image_ids, {image["id"] for image in truth["images"]})
         some = set(image_ids)
         truth |= {"annotations": [one for one in truth["annotations"] if one["image_id"] in some]}
         results = [one for one in results if one["image_id"] in some]

@@ -214,7 +214,7 @@ def _fault(result: Any, images: dict[int, Any], categories: dict[int, Any], fiel
     if not _is_id(category) or category not in categories:
         return f"category {category!r} is not in the annotations"
     if not _is_number(result["score"]):
-        return f"its score {result['score']} is not a finite number"
+        return f"its score {result['score']!r} is not a finite number"
     if "bbox" in fields and not _are_numbers(result["bbox"], 4):
         return "its bbox is not four finite numbers"
     if "keypoints" in fields and not _are_numbers(result["keypoints"], 3 * points):

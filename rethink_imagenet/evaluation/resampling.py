@@ -226,8 +226,8 @@ def _check_comparable(runs: Sequence[Records], size: str) -> None:
     first = runs[0]
     for other in runs[1:]:
         same = other.kind == first.kind and other.image_ids == first.image_ids
-        pairs = zip(first.rankings.get(size, ()), other.rankings.get(size, ()), strict=False)
-        if not same or not all(np.array_equal(a.objects, b.objects) for a, b in pairs):
+        ours, theirs = ([one.objects for one in run.rankings.get(size, ())] for run in (first, other))
+        if not same or len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
             raise InputError("two runs were not evaluated on the same images and objects, so they cannot be compared")
 
 # %% ../../nbs/54_resampling.ipynb #ed779efa
@@ -391,8 +391,8 @@ def verdict(
 ) -> Verdict:
     "Better, no worse, worse or undecided, by non-inferiority. Raises ValueError without a margin or an interval"
     low, high = interval
-    if not margin > 0 or not low <= high:
-        raise ValueError(f"no verdict from the margin {margin} and the interval {interval}")
+    if not margin > 0 or not low <= high or not 0 < level < 1:
+        raise ValueError(f"no verdict from the margin {margin} and the interval {interval} at the level {level}")
     word = "better" if low > 0 else "no worse" if low > -margin else "worse" if high < -margin else "undecided"
     shown = f"{_shown(word, low, high, margin)} {_covered(runs)}{few_images(images)}"
     if images == 1:

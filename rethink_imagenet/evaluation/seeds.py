@@ -99,7 +99,7 @@ def level_at_look(
     look: int,  # its number, from 1
     level: float = 0.95,  # of the first look, in 0..1
 ) -> float:
-    "The level of the interval at a look at a study that grows"
+    "The level of the interval at a look at a study that grows. Raises ValueError"
     if look < 1:
         raise ValueError(f"look number {look}; the first is 1")
     return 1 - (1 - level) / 4 ** (look - 1)
@@ -112,7 +112,7 @@ class Conditions:
     runs: int = 3  # of each arm
     images: int = 1000  # evaluated on
     training: float = 1.0  # deviation of a pair's difference by seeds, nothing `shared`, over that by images
-    within: float = 0.8  # correlation of images' contributions between runs of an arm, in between..1
+    within: float = 0.8  # correlation of images' contributions between runs of an arm, from `between` to 1
     between: float = 0.6  # and between runs of different arms, in 0..1
     shared: float = 0.0  # share of a seed's variance that both arms of the seed have in common, in 0..1
     uneven: float = 1.0  # deviation from seed to seed of the first arm, over that of the second

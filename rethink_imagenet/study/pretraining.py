@@ -416,10 +416,10 @@ def _pixels_of_file(path: Path, backbone: str) -> Pixels:
 
 
 def pixel_statistics(
-    source: str | Path | None,  # as for `load_weights`, or None for random weights
+    source: str | Path | None,  # as for `load_weights`, or None for random weights; of a file not yet there the usual
     backbone: str = "",  # that is used where the weights do not tell
 ) -> Pixels:  # mean and deviation of red, green, blue, in 0..1
-    "The normalization of pixels that weights were trained with: as a file says, timm's for its models, or the usual"
+    "Pixels that weights were trained with: as a file says, timm's for its models, or the usual. Raises InputError"
     if not source:
         return _usual_pixels(backbone)
     if str(source) in PACKAGES:

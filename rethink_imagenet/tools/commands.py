@@ -497,7 +497,7 @@ def plan_of(
                        precision="fp32" if options.precision == "auto" else options.precision)  # fmt: skip
     _check_body(detector.backbone, detector.norm)
     plan = replace(plan, detector=detector, schedules=ladder, **changed)
-    if plan.schedule(min(ladder)).iterations < 1:
+    if round(min(ladder) * plan.unit) < 1:
         raise InputError(f"{min(ladder):g}x of {plan.unit} iterations is no iteration; give a larger --unit")
     if len({plan.schedule(n).iterations for n in ladder}) < len(ladder):
         raise InputError(f"--schedules {schedules}: two of them have the same length in iterations")

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.loading import Batch, training_batches
 from ..data.transforms import RawImage
-from ..errors import InputError, check_choices, fits
+from ..errors import InputError, check_choices, check_ranges, fits
 from ..networks.normalization import use_pytorchs_sync_batch_norm
 from ..randomness import Draws, share
 from rethink_imagenet.training.checkpoints import (
@@ -171,6 +171,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        every = dict.fromkeys(("batch", "log_every", "evaluate_every", "save_every"), (1.0, math.inf))
+        check_ranges(self, every | {"at_once": (0.0, math.inf)})
 
     def due(
         self,

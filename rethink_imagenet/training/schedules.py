@@ -34,15 +34,17 @@ class Schedule:
     @classmethod
     def times(
         cls,
-        n: float,  # length in multiples of 1×, > 0
+        n: float,  # length in multiples of 1×; one iteration or more
         unit: int = 90_000,  # iterations of 1×
         rate: float = 0.02,  # full learning rate
         factor: float = 0.1,  # that each drop multiplies the rate with
         warmup: int = 500,  # iterations until the full rate is reached, at most a third of 1x
         warmup_factor: float = 1 / 3,  # of the full rate, at the start
     ) -> "Schedule":
-        "The n× schedule, 1× having `unit` iterations; the drops keep their distance from the end (paper, Sec. 4)"
+        "The n× schedule of `unit` iterations a 1×; drops keep their distance from the end (Sec. 4). Raises InputError"
         iterations = round(n * unit)
+        if iterations < 1:
+            raise InputError(f"a schedule of {n:g}x has {iterations} iterations of 1x = {unit:,}; it takes 1 or more")
         drops = tuple(iterations - round(min(n, 2) * unit * last / 18) for last in (6, 2))
         return cls(iterations, drops, rate, factor, min(warmup, unit // 3), warmup_factor)
 
