@@ -116,8 +116,8 @@ _BRIGHTEST = 2.0  # more than enlarging makes of 1, and less than the bytes of a
 
 
 def _check_values(images: list[Tensor]) -> None:
-    "Raises InputError if images look like 0..255; for images in training on a GPU the host would wait, so not there"
-    if images[0].device.type == "cpu" or not torch.is_grad_enabled():
+    "Raises InputError if images look like 0..255; for images on a GPU the host would wait, so not there"
+    if images[0].device.type == "cpu":
         largest = torch.stack([image.amax() for image in images]).amax()
         if largest > _BRIGHTEST:
             raise InputError(f"the images go up to {largest:g}; a detector takes float in 0..1; divide by 255")
@@ -194,9 +194,8 @@ def _check_targets(images: list[Tensor], targets: list[Target], config: Detector
             raise InputError(f"target {i}: {fault}")
     every = torch.cat([target["boxes"] for target in targets])
     if len(every) > 2 and every.max() <= 1:
-        raise InputError(
-            f"all {len(every)} boxes lie within the first pixel, as fractions of the sides do; give pixels"
-        )
+        told = "lie within the first pixel, as fractions of the sides do; give pixels"
+        raise InputError(f"all {len(every)} boxes {told}")
 
 # %% ../../nbs/39_detectors.ipynb #603141fb
 def _with_pasted_masks(detections: Detections, height: int, width: int, way: str) -> Detections:
