@@ -266,7 +266,7 @@ def select_proposals(
     kept = suppress(boxes, scores, levels, 0.7, len(anchors), pre_nms)
     if settings.over == "batch":
         best = scores.masked_fill(~kept, -torch.inf).flatten().sort(descending=True).values[: post_nms * len(sizes)]
-        last, post_nms = best.masked_fill(best == -torch.inf, torch.inf).amin(), scores.shape[1]
+        last, post_nms = best.amin(), scores.shape[1]  # -inf where all are kept
         kept = kept & (scores >= last)
     order, numbers = best_first(scores, kept, post_nms)
     return [box[best[:number]] for box, best, number in zip(boxes, order, numbers.tolist(), strict=True)]
