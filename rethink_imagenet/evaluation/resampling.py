@@ -226,8 +226,10 @@ def _check_comparable(runs: Sequence[Records], size: str) -> None:
     first = runs[0]
     for other in runs[1:]:
         same = other.kind == first.kind and other.image_ids == first.image_ids
-        pairs = zip(first.rankings.get(size, ()), other.rankings.get(size, ()), strict=False)
-        if not same or not all(np.array_equal(a.objects, b.objects) for a, b in pairs):
+        same = same and np.array_equal(other.recalls, first.recalls)
+        ours, theirs = (run.rankings.get(size, ()) for run in (first, other))
+        same = same and len(ours) == len(theirs)
+        if not same or not all(np.array_equal(a.objects, b.objects) for a, b in zip(ours, theirs, strict=True)):
             raise InputError("two runs were not evaluated on the same images and objects, so they cannot be compared")
 
 # %% ../../nbs/54_resampling.ipynb #ed779efa
