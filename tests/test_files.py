@@ -94,7 +94,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for whoever reads the folder of a run that goes on."""
-    empty: dict[str, object] = dict.fromkeys(("model", "optimizer", "about", "circumstances"), {})
+    empty: dict[str, object] = {key: {} for key in ("model", "optimizer", "about", "circumstances")}
     state = {"seconds": 1.0, "skipped": 0, "processor_joules": None, "gpu_joules": None, "pending": []} | empty
     whole = save_checkpoint(tmp_path, state | {"iteration": 10})
     gone = whole.with_name("00000020-0123456789abcdef.pt")
