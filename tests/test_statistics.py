@@ -317,14 +317,16 @@ def test_records_on_photographs(sample_data: Sample) -> None:
     assert_same(figures, by_hand(content, found, "box")[:6])
 
 
-def test_a_detection_of_a_size_on_the_border_where_nothing_is_annotated() -> None:
-    """A box of exactly 32 x 32 pixels is small and medium, and one without area small; both are wrong."""
+def test_detections_where_nothing_is_annotated() -> None:
+    """A box of exactly 32 x 32 pixels is small and medium, and one without area small; the best 100 count as wrong."""
     content = made_up(2, images=4, classes=2)
     empty = next(i["id"] for i in content["images"])
     content["annotations"] = [a for a in content["annotations"] if (a["image_id"], a["category_id"]) != (empty, 2)]
     found = guesses(content, 2)
     for size, score in (((32, 32), 0.99), ((96, 96), 0.98), ((0, 10), 0.97)):
         found.append({"image_id": empty, "category_id": 2, "bbox": [5, 5, *size], "score": score})
+    many = {"image_id": empty, "category_id": 2, "bbox": [5, 5, 40, 40]}
+    found += [many | {"score": 0.001 * i} for i in range(1, 151)]
     records, once = coco_records(content, found, sizes=SIZES), np.ones((1, 4), np.int32)
     figures = {figure: resampled_ap(records, once, figure)[0] for figure in list(FIGURES)[:6]}
     assert_same({k: None if np.isnan(v) else v for k, v in figures.items()}, by_hand(content, found, "box")[:6])
