@@ -326,7 +326,7 @@ def test_detections_where_nothing_is_annotated() -> None:
     for size, score in (((32, 32), 0.99), ((96, 96), 0.98), ((0, 10), 0.97)):
         found.append({"image_id": empty, "category_id": 2, "bbox": [5, 5, *size], "score": score})
     many = {"image_id": empty, "category_id": 2, "bbox": [5, 5, 40, 40]}
-    found += [many | {"score": 0.001 * i} for i in range(1, 151)]
+    found += [many | {"score": 0.8 + 0.0001 * i} for i in range(150)]
     records, once = coco_records(content, found, sizes=SIZES), np.ones((1, 4), np.int32)
     figures = {figure: resampled_ap(records, once, figure)[0] for figure in list(FIGURES)[:6]}
     assert_same({k: None if np.isnan(v) else v for k, v in figures.items()}, by_hand(content, found, "box")[:6])
