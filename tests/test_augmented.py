@@ -21,6 +21,7 @@ from rethink_imagenet.data.scenes import KEYPOINTS, write_scenes
 from rethink_imagenet.data.splits import nested_subset, read_splits
 from rethink_imagenet.detection.detectors import DEMO, VGG16, Detector, DetectorConfig, build
 from rethink_imagenet.detection.keypoint_head import read_keypoints
+from rethink_imagenet.evaluation import augmented_testing
 from rethink_imagenet.evaluation.augmented_testing import (
     DETECTRON_PASSES,
     AugmentedDetector,
@@ -74,6 +75,20 @@ def test_one_look_at_photographs(sample_data: Callable[[str], Path]) -> None:
     few, detector = nested_subset(val, 4), detector_of(replace(DEMO, num_classes=80))
     plain = predict(detector, EvaluationSamples(few, 203, 301), workers=0)
     assert predict(AugmentedDetector(detector, [Pass(203, 301)]), WholeSamples(few), workers=0) == plain
+
+
+def test_a_person_is_small_or_large_in_pixels_of_the_file(scenes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor] = []
+
+    def noted(boxes: Tensor, passes: Sequence[Pass]) -> Tensor:
+        asked.append(boxes)
+        return passes_for(boxes, passes)
+
+    monkeypatch.setattr(augmented_testing, "passes_for", noted)
+    augmented = AugmentedDetector(detector_of(SYSTEMS["masks and keypoints"]), [Pass(48, 1333)])
+    (found,) = augmented.detect([WholeSamples(scenes)[0][0]])
+    assert len(found["boxes"]) and torch.equal(asked[0], found["boxes"])
+    assert found["boxes"].max() > 48  # which the pass does not reach
 
 
 def merged_by_loops(parts: list[dict[str, Tensor]]) -> list[tuple[int, float, list[float]]]:

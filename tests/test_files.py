@@ -25,6 +25,8 @@ from rethink_imagenet.study import timing
 from rethink_imagenet.study.report import SIDE_BY_SIDE
 from rethink_imagenet.tools.commands import check_folder, foreign_files, prepare_folder
 from rethink_imagenet.tools.options import FolderOptions
+from rethink_imagenet.training import checkpoints
+from rethink_imagenet.training.checkpoints import save_checkpoint
 from rethink_imagenet.training.processes import LostWorker, memory_told
 
 PACKAGE = Path(rethink_imagenet.__file__).parent
@@ -86,6 +88,19 @@ def test_drawing_leaves_other_folders_alone(tmp_path: Path) -> None:
     other.touch()
     write_scenes(tmp_path / "scenes", train=1, val=1)
     assert other.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["scenes", "scenes.partial"]
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for whoever reads the folder of a run that goes on."""
+    empty: dict[str, object] = {key: {} for key in ("model", "optimizer", "about", "circumstances")}
+    state = {"seconds": 1.0, "skipped": 0, "processor_joules": None, "gpu_joules": None, "pending": []} | empty
+    whole = save_checkpoint(tmp_path, state | {"iteration": 10})
+    gone = whole.with_name("00000020-0123456789abcdef.pt")
+    monkeypatch.setattr(checkpoints, "checkpoints_of", lambda _: [whole, gone])
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found is not None and found[0] == whole
 
 
 def test_links_that_leave_the_data_set(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def test_two_lists_of_voc_are_one_data_set(devkit: Path, tmp_path: Path) -> None
     both = union_of(first, second)
     assert len(both) == len(first) + len(second) == len(set(both.image_ids.tolist()))
     assert len(both.boxes) == len(first.boxes) + len(second.boxes) == both.starts[-1]
+    assert isinstance(both.ground_truth, dict)
+    annotations = both.ground_truth["annotations"]
+    assert len({one["id"] for one in annotations}) == len(annotations) == len(both.boxes)
+    assert {one["image_id"] for one in annotations} == set(both.image_ids.tolist())
     for m in (0, len(first), len(both) - 1):
         part, k = (first, m) if m < len(first) else (second, m - len(first))
         assert np.array_equal(both.boxes[both.objects(m)], part.boxes[part.objects(k)])

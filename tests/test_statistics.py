@@ -317,6 +317,21 @@ def test_records_on_photographs(sample_data: Sample) -> None:
     assert_same(figures, by_hand(content, found, "box")[:6])
 
 
+def test_detections_where_nothing_is_annotated() -> None:
+    """A box of exactly 32 x 32 pixels is small and medium, and one without area small; the best 100 count as wrong."""
+    content = made_up(2, images=4, classes=2)
+    empty = next(i["id"] for i in content["images"])
+    content["annotations"] = [a for a in content["annotations"] if (a["image_id"], a["category_id"]) != (empty, 2)]
+    found = guesses(content, 2)
+    for size, score in (((32, 32), 0.99), ((96, 96), 0.98), ((0, 10), 0.97)):
+        found.append({"image_id": empty, "category_id": 2, "bbox": [5, 5, *size], "score": score})
+    many = {"image_id": empty, "category_id": 2, "bbox": [5, 5, 40, 40]}
+    found += [many | {"score": 0.8 + 0.0001 * i} for i in range(150)]
+    records, once = coco_records(content, found, sizes=SIZES), np.ones((1, 4), np.int32)
+    figures = {figure: resampled_ap(records, once, figure)[0] for figure in list(FIGURES)[:6]}
+    assert_same({k: None if np.isnan(v) else v for k, v in figures.items()}, by_hand(content, found, "box")[:6])
+
+
 def test_interval_by_brute_force() -> None:
     """The interval of the difference from pycocotools' figures on 40 data sets with copied images."""
     content = made_up(7, images=12)
@@ -401,9 +416,11 @@ def test_records_that_do_not_go_together() -> None:
     found = guesses(content, 0)
     box, mask = coco_records(content, found), coco_records(content, found, "mask")
     fewer = coco_records(content | {"annotations": content["annotations"][1:]}, found)
-    for other in (mask, fewer):
+    some = coco_records(content, found, category_ids=[1, 2])
+    area, eleven = (voc_records(content, found, points) for points in (False, True))
+    for one, other in ((box, mask), (box, fewer), (box, some), (some, box), (area, eleven)):
         with pytest.raises(InputError, match="not evaluated on the same images and objects"):
-            paired_bootstrap([box], [other], resamples=2)
+            resampled_runs([one, other], resamples=2)
     with pytest.raises(InputError, match="of all objects, not of large ones"):
         paired_bootstrap([box], [box], "ap_large", resamples=2)
     tiny = coco_records(
@@ -411,6 +428,11 @@ def test_records_that_do_not_go_together() -> None:
     )
     with pytest.raises(InputError, match="there is no object"):
         paired_bootstrap([tiny], [tiny], "ap_large", resamples=2)
+    alone = coco_records(content | {"annotations": content["annotations"][:1]}, found)
+    place = alone.image_ids.index(content["annotations"][0]["image_id"])
+    missed = next(seed for seed in range(100) if not draw_images(8, seed, 0)[place])
+    with pytest.raises(InputError, match="there is no object"):  # in the only resample
+        resampled_runs([alone], resamples=1, seed=missed)
 
 
 @pytest.mark.parametrize(

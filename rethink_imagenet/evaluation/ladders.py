@@ -95,7 +95,8 @@ def best_of(
     difference, low, high = _mirrored(value, ends[0].max(axis=0) - ends[1].max(axis=0), level)
     shares = []
     for arm, resampled in zip(arms, ends, strict=True):
-        often = np.bincount(resampled.argmax(axis=0), minlength=len(arm.schedules)) / resampled.shape[1]
+        sound = resampled[:, ~np.isnan(resampled).any(axis=0)]
+        often = np.bincount(sound.argmax(axis=0), minlength=len(arm.schedules)) / sound.shape[1]
         shares.append(dict(zip(arm.schedules, often.tolist(), strict=True)))
     best = [arm.schedules[int(arm.means.argmax())] for arm in arms]
     return Best(best[0], best[1], (shares[0], shares[1]), difference, (low, high), level)

@@ -226,6 +226,7 @@ def _check_comparable(runs: Sequence[Records], size: str) -> None:
     first = runs[0]
     for other in runs[1:]:
         same = other.kind == first.kind and other.image_ids == first.image_ids
+        same = same and np.array_equal(other.recalls, first.recalls)
         ours, theirs = ([one.objects for one in run.rankings.get(size, ())] for run in (first, other))
         if not same or len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
             raise InputError("two runs were not evaluated on the same images and objects, so they cannot be compared")
