@@ -527,7 +527,8 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     content["categories"][0]["name"] = "potato"
     annotations(scenes, "val").write_text(json.dumps(content))
     other = command("rethink_eval", "out/2x", "--val", annotations(scenes, "val"), "--out", "other")
-    assert other.returncode == 2 and "its categories are not those that out/2x was trained on" in other.stderr
+    assert other.returncode == 2 and "not those that out/2x was trained on: category 1 is" in other.stderr
+    assert f'"potato" in {annotations(scenes, "val")}; give both' in other.stderr
     nothing = command("rethink_detect", "nowhere", "photo.jpg")
     assert nothing.returncode == 2 and "nowhere/config.json: not the settings of a run" in nothing.stderr
 
