@@ -62,6 +62,7 @@ from rethink_imagenet.evaluation.average_precision import (
     predict,
     write_submission,
 )
+from ..evaluation.records import number_without_area
 from ..evaluation.resampling import MARGIN
 from ..networks.backbones import Body
 from ..networks.graphs import check_graphs
@@ -1277,6 +1278,8 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
     if not (annotations and detections):
         raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
     _say_figures(evaluate_coco(annotations, detections, [kind.strip() for kind in kinds.split(",")]))
+    if number := number_without_area(annotations):
+        print(f"{annotations}: boxes without area within their image, which are left out: {number:,}")
     if voc:
         _say_voc(annotations, detections)
 
