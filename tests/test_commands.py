@@ -253,7 +253,13 @@ def test_train_then_eval(command: Command, scenes: Path, tmp_path: Path) -> None
     assert 10 < figures["mask"]["ap"] < figures["box"]["ap"] < 100
     for kind, own in figures.items():
         assert f"{kind}  ap {own['ap']:.2f}  " in measured.stdout
-    assert measured.stdout.count("VOC  mAP") == 2
+    assert measured.stdout.count("VOC  mAP") == 2 and "without area" not in measured.stdout
+    content = json.loads(annotations(scenes, "val").read_text())
+    first = next(record for record in content["annotations"] if not record.get("iscrowd"))
+    first["bbox"] = [*first["bbox"][:2], 0, 5]  # COCO's own code counts it as an object that is missed
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    told = command("rethink_eval", "--annotations", "odd.json", *words[2:4])
+    assert "odd.json: boxes without area within their image, which are left out: 1\n" in told.stdout, told.stderr
 
 
 def test_pretrain_on_a_folder_of_class_folders(command: Command, tmp_path: Path) -> None:
@@ -527,7 +533,8 @@ def test_a_trained_detector_is_evaluated_and_looks_at_files(command: Command, sc
     content["categories"][0]["name"] = "potato"
     annotations(scenes, "val").write_text(json.dumps(content))
     other = command("rethink_eval", "out/2x", "--val", annotations(scenes, "val"), "--out", "other")
-    assert other.returncode == 2 and "its categories are not those that out/2x was trained on" in other.stderr
+    assert other.returncode == 2 and "not those that out/2x was trained on: category 1 is" in other.stderr
+    assert f'"potato" in {annotations(scenes, "val")}; give both' in other.stderr
     nothing = command("rethink_detect", "nowhere", "photo.jpg")
     assert nothing.returncode == 2 and "nowhere/config.json: not the settings of a run" in nothing.stderr
 

@@ -420,10 +420,27 @@ def test_names_in_a_list_of_voc(tmp_path: Path) -> None:
     assert read_split(find_split(tmp_path, "train")).file_names.tolist() == [f"{name}.png" for name in names]
     with pytest.raises(InputError, match=r"Annotations: has 1 of its XML files in subfolders, such as deep er/b\.xml;"):
         read_split(tmp_path)
-    for name in ("../a", "/etc/passwd", "a/../../b", "C:/a", 'IMG (1)\n"IMG (1)"'):
+    for name in ("../a", "/etc/passwd", "a/../../b", "C:/a"):
         (lists / "train.txt").write_text(name)
-        with pytest.raises(InputError, match="is not the name of an image, or stands twice"):
+        with pytest.raises(InputError, match="is not the name of an image; write names as in Annotations"):
             read_split(lists / "train.txt")
+    (lists / "train.txt").write_text('IMG (1)\n"IMG (1)"')
+    with pytest.raises(InputError, match=r'"IMG \(1\)" stands 2 times; write it once'):
+        read_split(lists / "train.txt")
+
+
+def test_a_class_of_voc_may_occur_in_one_split_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing lists the classes of a devkit, so both splits have those of both; the other way too."""
+    for split, names in (("train", ("valve", "pump")), ("val", ("valve", "bolt"))):
+        for n, name in enumerate(names):
+            save(tmp_path / split / f"{split}{n}.jpg", n)
+            xml = voc_xml(f"{split}{n}.jpg").replace("valve", name)
+            (tmp_path / split / f"{split}{n}.xml").write_text(xml)
+    parts = read_splits(tmp_path)
+    assert {part.category_names for part in parts} == {("pump", "valve", "bolt")}
+    assert [part.labels.tolist() for part in parts] == [[2, 1], [2, 3]]
+    status, out, err = told(capsys, cli.rethink_data, data=tmp_path)
+    assert status == 0 and re.search(r"bolt +0 +0 +1 +1 +none to train on", out), out + err
 
 
 def test_names_that_are_no_text_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -795,7 +812,8 @@ def test_a_fault_leaves_no_folder(trained: Path, tmp_path: Path, capsys: pytest.
     save(tmp_path / "twins/3.png")
     save(tmp_path / "twins/3.jpg")
     twins = tuple(str(path) for path in sorted((tmp_path / "twins").iterdir()))
-    cases.append((cli.rethink_detect, {"images": twins}, "differ only in the ending"))
+    cases.append((cli.rethink_detect, {"images": twins}, "3.jpg and 3.png differ only in the ending"))
+    cases.append((cli.rethink_detect, {"images": twins[:1] * 2}, "3.jpg: is named more than once"))
     replaced(root / "val/4.jpg", "cut off")
     cases.append((cli.rethink_eval, {"data": root}, "4.jpg: cannot be read as an image"))
     cases.append((cli.rethink_detect, {"images": (str(root / "val/4.jpg"),)}, "4.jpg: cannot be read as an image"))

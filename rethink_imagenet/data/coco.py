@@ -143,6 +143,12 @@ def _column(records: list[Any], key: str, kind: type, name: Callable[[int], str]
     return [record[key] for record in records]
 
 
+def _called(source: Path, table: str, i: int, record: Any) -> str:
+    "How to call a record in an error: the file, its place in a table, and its id where it has one"
+    told = f" (id {record['id']})" if isinstance(record, dict) and "id" in record else ""
+    return f"{source}: {table} number {i}{told}"
+
+
 def _check_unique(ids: np.ndarray, name: Callable[[int], str]) -> None:
     "Raises InputError at the first id that has occurred before"
     _, first = np.unique(ids, return_index=True)
@@ -348,7 +354,7 @@ def _read_images(records: list[Any], folder: Path, source: Path) -> tuple[np.nda
         raise InputError(f"{source}: lists no images")
 
     def name(i: int) -> str:
-        return f"{source}: image number {i} (id {records[i].get('id') if isinstance(records[i], dict) else None})"
+        return _called(source, "image", i, records[i])
 
     ids = np.array(_column(records, "id", int, name), np.int64)
     _check_unique(ids, name)
@@ -399,7 +405,8 @@ def _read_boxes(records: list[Any], sizes: np.ndarray, name: Callable[[int], str
     far = ((corners < -limit) | (corners > 2 * limit)).any(axis=1)
     if far.any():
         i = int(far.argmax())
-        raise InputError(f"{name(i)}: its bbox {columns[i]} reaches further outside its image than the image is long")
+        told = f"its bbox {columns[i]} reaches further outside its image of {sizes[i][1]} x {sizes[i][0]} pixels"
+        raise InputError(f"{name(i)}: {told} than the image is long; mend the box, or the image's width and height")
     return corners.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
 
 # %% ../../nbs/13_coco.ipynb #786dafa6
@@ -430,7 +437,8 @@ def _check_extent(polygons: Polygons, sizes: np.ndarray, name: Callable[[int], s
     far = ~((low >= -limit) & (high <= 2 * limit)).all(axis=1)
     if far.any():
         first = name(int(instance[far.argmax()]))
-        told = "a polygon reaches further outside its image than the image is wide or high"
+        width, height = limit[far.argmax()]
+        told = f"a polygon reaches further outside its image of {width} x {height} pixels than it is wide or high"
         raise InputError(f"{first}: {told}; {_OR_BOXES}")
 
 
@@ -827,7 +835,7 @@ def _described(
     "What COCO's tables from a file say. Raises InputError, or a refusal of msgspec"
 
     def name(i: int) -> str:
-        return f"{source}: annotation number {i} (id {_record(content['annotations'], i).get('id')})"
+        return _called(source, "annotation", i, _record(content["annotations"], i))
 
     return assemble(content, source, source, _folder_for(content, source, images), name, kinds, names)
 

@@ -291,6 +291,8 @@ def read_image_files(
     if not files:
         raise InputError("no image was named to detect anything in")
     paths = [Path(file).resolve() for file in files]
+    if twice := [path for path, number in Counter(paths).items() if number > 1]:
+        raise InputError(f"{twice[0]}: is named more than once; name each image once")
     try:
         folder = Path(os.path.commonpath([path.parent for path in paths]))
     except ValueError:  # of Windows

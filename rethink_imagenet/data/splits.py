@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'Key', 'FRAMES', 'find_split', 'read_split', 'select', 'original_name', 'versions_of', 'hold_back',
-           'read_splits', 'Shared', 'shared_images', 'nested_subset', 'fingerprint', 'count', 'summary']
+           'other_category', 'check_categories', 'read_splits', 'Shared', 'shared_images', 'nested_subset',
+           'fingerprint', 'count', 'summary']
 
 # %% ../../nbs/15_splits.ipynb #159a7c44
 import hashlib
@@ -288,24 +289,36 @@ def _read_two(
         raise InputError(f"{train}: is named to train on and to evaluate on; hold images of it back with --split 0.2")
     first = read_split(train, images[0], strict, kinds)
     second = read_split(val, images[1], strict, kinds, first.category_names)
-    if second.category_ids == (0, *first.category_ids):  # Roboflow's group is a class of the second
+    if set(first.category_names) < set(second.category_names):  # of VOC, or with Roboflow's group
         first = read_split(train, images[0], strict, kinds, second.category_names)
-    if (first.category_ids, first.category_names) != (second.category_ids, second.category_names):
-        raise InputError(_differing(first, second))
+    check_categories(first, second)
     if (first.polygons is None) != (second.polygons is None):
         told = "take boxes alone (--boxes-only), or add masks"
         raise InputError(f"{train} and {val}: one has masks and the other has none; {told}")
     return first, second
 
 
-def _differing(first: Dataset, second: Dataset) -> str:
-    "The first category that one of two data sets has otherwise, and what to do"
-    sets = first, second
-    names = [dict(zip(d.category_ids, d.category_names, strict=True)) for d in sets]
-    key = next(key for key in sorted({*names[0], *names[1]}) if names[0].get(key) != names[1].get(key))
-    told = [f'"{its[key]}"' if key in its else "missing" for its in names]
-    found = " and ".join(f"{one} in {d.source}" for one, d in zip(told, sets, strict=True))
-    return f"category {key} is {found}; export both from one project, or give both the same list of categories"
+def other_category(
+    first: dict[int, str],  # names of categories by their ids
+    second: dict[int, str],  # those of another data set
+    sources: Sequence[str | Path],  # what to call the two
+) -> str:  # empty where they are the same
+    "The first category that one of two data sets has otherwise"
+    keys = (key for key in sorted({*first, *second}) if first.get(key) != second.get(key))
+    if (key := next(keys, None)) is None:
+        return ""
+    told = [f'"{its[key]}"' if key in its else "missing" for its in (first, second)]
+    return f"category {key} is " + " and ".join(f"{one} in {source}" for one, source in zip(told, sources, strict=True))
+
+
+def check_categories(
+    first: Dataset,  # to train on
+    second: Dataset,  # another of the same study
+) -> None:
+    "Raises InputError where two data sets have not the same categories"
+    known, others = (dict(zip(d.category_ids, d.category_names, strict=True)) for d in (first, second))
+    if found := other_category(known, others, (first.source, second.source)):
+        raise InputError(f"{found}; export both from one project, or give both the same list of categories")
 
 
 def _sources(data: Path, train: Path | None, val: Path | None, split: float) -> tuple[Path, Path | None]:

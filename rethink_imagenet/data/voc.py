@@ -142,8 +142,12 @@ def _listed(split: Path) -> tuple[dict[Path, str], Path]:
     finder = FileFinder(root / "Annotations")
     stems = [line if finder.find(f"{line}.xml") else _stem_in(line) for line in lines]
     for stem, number in Counter(stems).items():
-        if leaves(stem) or not PurePosixPath(stem).name or number > 1:
-            raise InputError(f'{split}: "{stem}" is not the name of an image, or stands twice')
+        if leaves(stem) or not PurePosixPath(stem).name:
+            raise InputError(
+                f'{split}: "{stem}" is not the name of an image; write names as in Annotations, without ending'
+            )
+        if number > 1:
+            raise InputError(f'{split}: "{stem}" stands {number} times; write it once')
     found = {stem: finder.find(f"{stem}.xml") or f"{stem}.xml" for stem in stems}
     return {finder.folder / file: stem for stem, file in found.items()}, root / "JPEGImages"
 
@@ -186,14 +190,11 @@ def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], lis
     finder = FileFinder(folder)
     parsed = [_voc_image(xml, stem, finder) for xml, stem in files.items()]
     _check_own(list(files), [image["file_name"] for image, _ in parsed])
-    found = names or sorted({item["name"] for _, objects in parsed for item in objects})
-    ids = {name: i for i, name in enumerate(found, 1)}
+    others = {item["name"] for _, objects in parsed for item in objects}.difference(names)
+    ids = {name: i for i, name in enumerate([*names, *sorted(others)], 1)}
     records = [{"image_id": i, **item} for i, (_, objects) in enumerate(parsed, 1) for item in objects]
     for i, record in enumerate(records, 1):
-        category = record.pop("name")
-        if category not in ids:
-            raise InputError(f'{record["where"]}: category "{category}" is not one of {", ".join(ids)}')
-        record |= {"id": i, "category_id": ids[category]}
+        record |= {"id": i, "category_id": ids[record.pop("name")]}
     where = [record.pop("where") for record in records]
     images = [{"id": i, **image} for i, (image, _) in enumerate(parsed, 1)]
     categories = [{"id": i, "name": name} for name, i in ids.items()]
@@ -202,7 +203,7 @@ def _voc_as_coco(split: Path, names: Sequence[str]) -> tuple[dict[str, Any], lis
 # %% ../../nbs/14_voc.ipynb #61aa1a6b
 def read_voc(
     split: str | Path,  # a list of images, such as VOCdevkit/VOC2012/ImageSets/Main/train.txt, or a folder of XML files
-    names: Sequence[str] = (),  # the categories; by default all that occur, sorted
+    names: Sequence[str] = (),  # categories that come first; behind them are all others that occur, sorted
     strict: bool = False,  # refuse what would otherwise be left out and counted
 ) -> Dataset:
     "Read and check one split of a data set in VOC's layout. Raises InputError"

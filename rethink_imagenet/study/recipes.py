@@ -20,7 +20,7 @@ import numpy as np
 
 from ..data.coco import read_coco, read_json, trainable
 from ..data.datasets import Dataset
-from ..data.splits import nested_subset, select
+from ..data.splits import check_categories, nested_subset, select
 from ..data.voc import read_voc
 from ..detection.detectors import MINIATURE, VGG16, DetectorConfig
 from ..errors import InputError, nearest
@@ -512,6 +512,8 @@ def read_data(
     if recipe.data == "voc":
         first = read_voc(files[0], strict=strict)
         others = [read_voc(file, first.category_names, strict) for file in files[1:]]
+        for other in others:
+            check_categories(first, other)
         return training_subset(recipe, union_of(first, others[0])), evaluation_subset(recipe, others[-1])
     older = files[0].with_name("instances_val2014.json")
     train_set, val_set = (read_coco(file, strict=strict) for file in files)

@@ -38,6 +38,7 @@ from rethink_imagenet.data.splits import (
     find_split,
     fingerprint,
     nested_subset,
+    other_category,
     read_split,
     read_splits,
     shared_images,
@@ -61,6 +62,7 @@ from rethink_imagenet.evaluation.average_precision import (
     predict,
     write_submission,
 )
+from ..evaluation.records import number_without_area
 from ..evaluation.resampling import MARGIN
 from ..networks.backbones import Body
 from ..networks.graphs import check_graphs
@@ -1256,9 +1258,11 @@ def _detections(
 
 def _check_categories(model: str, config: dict[str, Any], dataset: Dataset) -> None:
     "Raises InputError if a data set has other categories than a run was trained on"
-    known = [(category["id"], category["name"]) for category in config["categories"]]
-    if known != list(zip(dataset.category_ids, dataset.category_names, strict=True)):
-        raise InputError(f"{dataset.source}: its categories are not those that {model} was trained on")
+    known = {category["id"]: category["name"] for category in config["categories"]}
+    here = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+    if found := other_category(known, here, (model, dataset.source)):
+        told = f"its categories are not those that {model} was trained on"
+        raise InputError(f"{dataset.source}: {told}: {found}; give both the same ids and names")
 
 
 def _say_figures(figures: Mapping[str, Any]) -> None:
@@ -1274,6 +1278,8 @@ def _evaluate_file(annotations: str, detections: str, kinds: str, voc: bool) -> 
     if not (annotations and detections):
         raise InputError("nothing to evaluate: name a run, or --annotations and --detections")
     _say_figures(evaluate_coco(annotations, detections, [kind.strip() for kind in kinds.split(",")]))
+    if number := number_without_area(annotations):
+        print(f"{annotations}: boxes without area within their image, which are left out: {number:,}")
     if voc:
         _say_voc(annotations, detections)
 

@@ -304,7 +304,7 @@ class Export:
     rethink_export runs/train/6x --form torchvision --out mine.pth
         a state dict for torchvision's detector of the same form; detectron2 likewise
     rethink_export runs/train/6x --form program --size 480x640 --out mine.pt2
-        a program of PyTorch for images of 480 x 640 pixels, which runs without this library
+        a program of PyTorch for images of 480 x 640 pixels, which runs without this library; import torchvision first
     rethink_export runs/train/6x --form onnx --size 480x640 --out mine.onnx
         the same as ONNX; it takes pip install 'rethink_imagenet[onnx]'
     """

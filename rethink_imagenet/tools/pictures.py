@@ -98,10 +98,12 @@ def picture_names(
     for name in names:
         if name.exists():
             raise InputError(f"{name}: exists already; name another folder")
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"{folder}: two images differ only in the ending of their names; draw them into different folders"
-        )
+    known: dict[Path, str] = {}
+    for name, file in zip(names, map(str, dataset.file_names), strict=True):
+        if (other := known.setdefault(name, file)) != file:
+            raise InputError(
+                f"{folder}: {other} and {file} differ only in the ending; draw them into different folders"
+            )
     return names
 
 
