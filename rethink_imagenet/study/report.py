@@ -574,11 +574,14 @@ def _cost_rows(results: StudyResults) -> list[dict[str, str]]:
 
 def _cost_words(own: dict[str, Cost]) -> str:
     "The costs of a system's arms in a sentence"
-    said = []
+    said, units = [], {"images": "images", "pixels": "Gpx", "seconds": "seconds"}
     for arm, title in (("scratch", "from scratch"), ("pretrained", "with pre-training")):
         columns = cost_columns(own[arm])
-        said.append(f"{title} {columns['images']} images, {columns['Gpx']} Gpx, seconds: {columns['seconds']}")
-    return f"Cost, pre-training ({own['pretrained']['pretraining']}) counted: {'; '.join(said)}."
+        known = [unit for key, unit in units.items() if own[arm].get(key) is not None]
+        said.append(f"{title} {', '.join(f'{columns[unit]} {unit}' for unit in known) or 'not known'}")
+    counted = own["pretrained"]["pretraining"]
+    told = "what pre-training took is not recorded" if counted == "not recorded" else f"pre-training counted {counted}"
+    return f"Cost ({told}): {'; '.join(said)}."
 
 
 def _tuning_table(tuning: dict[str, Any]) -> Table:
