@@ -123,14 +123,17 @@ def test_hours_become_a_plan_that_is_carried_out_and_kept(command: Command, scen
     few = command("rethink_compare", *words, "--hours", 1e-9)
     assert few.returncode == 2 and "--hours 1e-09: too few; one run of each arm" in few.stderr
     assert not out.exists()
-    done = command("rethink_compare", *words, "--hours", 0.005)
+    for hours in (0.005, 0.02, 0.08):  # how many are too few depends on how busy the machine is
+        done = command("rethink_compare", *words, "--hours", hours)
+        if "too few" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     known = json.loads((out / "hours.json").read_text())
     assert known["told"] in done.stdout and known["told"].count("->") == 1
     results = json.loads((out / "results.json").read_text())
     assert len(results["runs"]) == 2 * known["seeds"] * len(known["schedules"]) * (1 + len(known["subsets"]))
     assert {run["schedule"] for run in results["runs"]} == set(known["schedules"])
-    again = command("rethink_compare", *words, "--hours", 0.005, "--resume")  # this machine may be busier now
+    again = command("rethink_compare", *words, "--hours", hours, "--resume")  # this machine may be busier now
     assert again.returncode == 0 and json.loads((out / "hours.json").read_text()) == known
     assert json.loads((out / "results.json").read_text())["verdict"] == results["verdict"]
 
