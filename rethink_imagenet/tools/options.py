@@ -286,7 +286,7 @@ class Detect:
 
     model: str = word(None)  # folder of a run, such as runs/train/6x, or a safetensors file of rethink_export
     images: tuple[str, ...] = word(None)  # image files
-    score: float = 0.5  # smallest score to draw, 0 to 1
+    score: float = 0.5  # smallest score to draw, 0 to 1; a detector leaves out what has 0.05 or less
     augmented: bool = False  # look at each image in 18 passes (scales and flips) around the run's own scale
     out: str = "runs/detect"  # new folder for pictures and detections.json
     how: DeviceOptions = DeviceOptions(workers=0)
