@@ -743,8 +743,6 @@ def comparison_of(
 ) -> Study:
     "Both arms of one system on all schedules; runs of a seed share images, their order, all draws. Raises InputError"
     images, arms = len(trainable(experiment.train_set)), []
-    if not experiment.weights:
-        raise InputError("a comparison takes the experiment of the pre-trained arm, and this one has no weights")
     if seeds < 1 or len({images, *subsets}) <= len(subsets):  # one run would count as two
         told = f"each number of images once, and not all {images:,}, which are trained on anyway"
         raise InputError(f"a comparison takes one seed or more, and {told}; not {seeds} seeds and subsets {subsets}")

@@ -676,4 +676,6 @@ def compare(
     with fail_together():
         if not experiment.val_set.usable.any():
             raise InputError(f"{experiment.val_set.source}: there is no object that box AP could be computed on")
+        if not experiment.weights:
+            raise InputError("a comparison takes the experiment of the pre-trained arm, and this one has no weights")
     return carry_out(comparison_of(experiment, seeds, subsets), command, margin, tuning)
