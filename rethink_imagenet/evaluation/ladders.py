@@ -25,11 +25,8 @@ class Ladder:
 
     def __post_init__(self) -> None:
         widths = {ends.shape[1] for ends in self.ap}
-        if (
-            len(self.ap) != len(self.schedules)
-            or len(widths) != 1
-            or list(self.schedules) != sorted(set(self.schedules))
-        ):
+        rising = list(self.schedules) == sorted(set(self.schedules))
+        if len(self.ap) != len(self.schedules) or len(widths) != 1 or not rising:
             raise InputError("a ladder needs rising schedules, each with its runs on the same resamples")
 
     @property
